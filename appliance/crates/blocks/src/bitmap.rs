@@ -1,0 +1,289 @@
+//! The changed-block bitmap: which blocks of one disk must be read.
+//!
+//! One bit per block, in `u64` words, bit 0 of word 0 is block 0. The bytes that XAPI's
+//! `VDI.list_changed_blocks` gives are most significant bit first; they are turned once, on the way in.
+//! Bits past the end of the disk are always zero, so a count is a plain popcount.
+
+use crate::units::{BlockCount, BlockIndex, BlockRange, ByteCount, MAX_DISK_SIZE};
+
+/// A set of blocks of one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedBlocks {
+    words: Vec<u64>,
+    blocks: BlockCount,
+}
+
+/// Why a bitmap was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BitmapError {
+    /// Not one bit per block of the disk.
+    #[error("changed-block bitmap has {found} bytes, a disk of {size} needs {expected}")]
+    Length {
+        /// Bytes that a bitmap of the disk has.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+        /// Size of the disk.
+        size: ByteCount,
+    },
+    /// The disk is larger than any this program handles.
+    #[error("a disk of {size} is over the limit of {MAX_DISK_SIZE}")]
+    DiskTooLarge {
+        /// Size of the disk.
+        size: ByteCount,
+    },
+}
+
+impl ChangedBlocks {
+    /// No block of a disk of `size`.
+    ///
+    /// # Errors
+    /// [`BitmapError::DiskTooLarge`] over [`MAX_DISK_SIZE`].
+    pub fn none(size: ByteCount) -> Result<Self, BitmapError> {
+        if size > MAX_DISK_SIZE {
+            return Err(BitmapError::DiskTooLarge { size });
+        }
+        let blocks = size.blocks_ceil();
+        let words =
+            usize::try_from(blocks.get().div_ceil(64)).map_err(|_| BitmapError::DiskTooLarge { size })?;
+        Ok(Self { words: vec![0; words], blocks })
+    }
+
+    /// Every block of a disk of `size`.
+    ///
+    /// # Errors
+    /// [`BitmapError::DiskTooLarge`] over [`MAX_DISK_SIZE`].
+    pub fn all(size: ByteCount) -> Result<Self, BitmapError> {
+        let mut bitmap = Self::none(size)?;
+        bitmap.words.fill(u64::MAX);
+        bitmap.clear_past_end();
+        Ok(bitmap)
+    }
+
+    /// From the decoded bytes of `VDI.list_changed_blocks` for a disk of `size`: most significant bit of
+    /// byte 0 is block 0. Set bits past the end of the disk are padding and are dropped.
+    ///
+    /// # Errors
+    /// [`BitmapError::Length`] unless there is exactly one bit per block, rounded up to a byte.
+    pub fn from_xapi(bytes: &[u8], size: ByteCount) -> Result<Self, BitmapError> {
+        let mut bitmap = Self::none(size)?;
+        let expected = Self::xapi_size(bitmap.blocks);
+        if bytes.len() != expected {
+            return Err(BitmapError::Length { expected, found: bytes.len(), size });
+        }
+        for (word, chunk) in bitmap.words.iter_mut().zip(bytes.chunks(8)) {
+            let mut eight = [0; 8];
+            for (turned, byte) in eight.iter_mut().zip(chunk) {
+                *turned = byte.reverse_bits();
+            }
+            *word = u64::from_le_bytes(eight);
+        }
+        bitmap.clear_past_end();
+        Ok(bitmap)
+    }
+
+    /// The same bytes that [`from_xapi`](Self::from_xapi) reads.
+    pub fn to_xapi(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> =
+            self.words.iter().flat_map(|word| word.to_le_bytes()).map(u8::reverse_bits).collect();
+        bytes.truncate(Self::xapi_size(self.blocks));
+        bytes
+    }
+
+    /// How many blocks the disk has, changed or not.
+    pub fn blocks(&self) -> BlockCount {
+        self.blocks
+    }
+
+    /// How many blocks are in the set.
+    pub fn count(&self) -> BlockCount {
+        BlockCount::new(self.words.iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
+    /// Whether a block is in the set; false past the end.
+    pub fn contains(&self, block: BlockIndex) -> bool {
+        self.word_of(block).is_some_and(|(word, bit)| self.words[word] & bit != 0)
+    }
+
+    /// Puts a block into the set; past the end nothing happens and `false` comes back.
+    pub fn insert(&mut self, block: BlockIndex) -> bool {
+        match self.word_of(block) {
+            Some((word, bit)) => {
+                self.words[word] |= bit;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Puts every block of `range` that the disk has into the set.
+    pub fn insert_range(&mut self, range: BlockRange) {
+        let end = range.end().get().min(self.blocks.get());
+        for block in range.start.get()..end {
+            self.insert(BlockIndex::new(block));
+        }
+    }
+
+    /// Adds every block of `other`, which may belong to an earlier, smaller state of the same disk.
+    /// Blocks that this disk does not have are dropped.
+    pub fn union(&mut self, other: &ChangedBlocks) {
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+        self.clear_past_end();
+    }
+
+    /// Marks everything that the disk gained since it had `base` bytes. The base's last block, where it
+    /// was short, has grown too and counts as changed: its bytes differ in number.
+    pub fn insert_growth(&mut self, base: ByteCount) {
+        let first = base.blocks_floor().get();
+        for block in first..self.blocks.get() {
+            self.insert(BlockIndex::new(block));
+        }
+    }
+
+    /// The set as runs of neighbours, ascending.
+    pub fn runs(&self) -> Runs<'_> {
+        Runs { bitmap: self, next: 0 }
+    }
+
+    fn xapi_size(blocks: BlockCount) -> usize {
+        usize::try_from(blocks.get().div_ceil(8)).expect("bounded by MAX_DISK_SIZE")
+    }
+
+    fn word_of(&self, block: BlockIndex) -> Option<(usize, u64)> {
+        if block.get() >= self.blocks.get() {
+            return None;
+        }
+        let word = usize::try_from(block.get() / 64).expect("bounded by MAX_DISK_SIZE");
+        Some((word, 1 << (block.get() % 64)))
+    }
+
+    fn clear_past_end(&mut self) {
+        let used = self.blocks.get() % 64;
+        if used != 0
+            && let Some(last) = self.words.last_mut()
+        {
+            *last &= (1 << used) - 1;
+        }
+    }
+
+    /// First block at or after `from` whose membership is `member`.
+    fn find(&self, from: u64, member: bool) -> Option<u64> {
+        let mut word = usize::try_from(from / 64).ok()?;
+        let mut mask = u64::MAX << (from % 64);
+        while word < self.words.len() {
+            let bits = if member { self.words[word] } else { !self.words[word] } & mask;
+            if bits != 0 {
+                let found = word as u64 * 64 + u64::from(bits.trailing_zeros());
+                return (found < self.blocks.get()).then_some(found);
+            }
+            mask = u64::MAX;
+            word += 1;
+        }
+        None
+    }
+}
+
+/// Runs of neighbouring blocks of a [`ChangedBlocks`], ascending, never touching each other.
+#[derive(Clone, Debug)]
+pub struct Runs<'a> {
+    bitmap: &'a ChangedBlocks,
+    next: u64,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = BlockRange;
+
+    fn next(&mut self) -> Option<BlockRange> {
+        let start = self.bitmap.find(self.next, true)?;
+        let end = self.bitmap.find(start, false).unwrap_or(self.bitmap.blocks.get());
+        self.next = end;
+        Some(BlockRange { start: BlockIndex::new(start), count: BlockCount::new(end - start) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::BLOCK_SIZE;
+    use proptest::prelude::*;
+
+    fn disk(blocks: u64) -> ByteCount {
+        ByteCount::new(blocks * BLOCK_SIZE)
+    }
+
+    /// Written by hand from XAPI's description: blocks 0, 9 and 17 of a disk of 18 blocks, and noise in
+    /// the padding of the last byte.
+    #[test]
+    fn xapi_bitmap_is_most_significant_bit_first() {
+        let bytes = [0b1000_0000, 0b0100_0000, 0b0111_1111];
+        let bitmap = ChangedBlocks::from_xapi(&bytes, disk(18)).expect("three bytes fit 18 blocks");
+        let found: Vec<u64> = (0..24).filter(|block| bitmap.contains(BlockIndex::new(*block))).collect();
+        assert_eq!(found, [0, 9, 17]);
+        assert_eq!(bitmap.count().get(), 3);
+        assert_eq!(bitmap.to_xapi(), [0b1000_0000, 0b0100_0000, 0b0100_0000]);
+    }
+
+    #[test]
+    fn bitmap_of_wrong_length_is_refused() {
+        let error = ChangedBlocks::from_xapi(&[0; 2], disk(17)).expect_err("17 blocks need 3 bytes");
+        assert_eq!(error, BitmapError::Length { expected: 3, found: 2, size: disk(17) });
+        assert!(ChangedBlocks::none(ByteCount::new(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn bitmap_keeps_last_partial_block() {
+        let size = ByteCount::new(2 * BLOCK_SIZE + 1);
+        let bitmap = ChangedBlocks::all(size).expect("small");
+        assert_eq!(bitmap.blocks().get(), 3);
+        assert!(bitmap.contains(BlockIndex::new(2)));
+        assert!(!bitmap.contains(BlockIndex::new(3)));
+    }
+
+    #[test]
+    fn growth_counts_the_short_last_block_as_changed() {
+        let mut bitmap = ChangedBlocks::none(disk(4)).expect("small");
+        bitmap.insert_growth(ByteCount::new(BLOCK_SIZE + 512));
+        let runs: Vec<_> = bitmap.runs().collect();
+        assert_eq!(runs, [BlockRange { start: BlockIndex::new(1), count: BlockCount::new(3) }]);
+        let mut exact = ChangedBlocks::none(disk(4)).expect("small");
+        exact.insert_growth(disk(4));
+        assert_eq!(exact.count().get(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_round_trip_and_runs_cover_exactly_the_set(
+            blocks in 0u64..700,
+            seed in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let size = disk(blocks);
+            let needed = blocks.div_ceil(8) as usize;
+            let bytes: Vec<u8> = (0..needed).map(|i| seed.get(i % seed.len().max(1)).copied().unwrap_or(0)).collect();
+            let bitmap = ChangedBlocks::from_xapi(&bytes, size).expect("right length");
+            let again = ChangedBlocks::from_xapi(&bitmap.to_xapi(), size).expect("own bytes");
+            prop_assert_eq!(&bitmap, &again);
+
+            let by_runs: Vec<u64> = bitmap.runs().flat_map(|run| run.blocks()).map(BlockIndex::get).collect();
+            let by_bytes: Vec<u64> = (0..blocks)
+                .filter(|b| bytes[(b / 8) as usize] & (0x80 >> (b % 8)) != 0)
+                .collect();
+            prop_assert_eq!(by_runs.len() as u64, bitmap.count().get());
+            prop_assert_eq!(by_runs, by_bytes);
+        }
+
+        #[test]
+        fn union_is_the_set_union(a in proptest::collection::vec(0u64..300, 0..40), b in proptest::collection::vec(0u64..300, 0..40)) {
+            let mut left = ChangedBlocks::none(disk(200)).expect("small");
+            let mut right = ChangedBlocks::none(disk(300)).expect("small");
+            a.iter().for_each(|x| { left.insert(BlockIndex::new(*x)); });
+            b.iter().for_each(|x| { right.insert(BlockIndex::new(*x)); });
+            left.union(&right);
+            for block in 0..320 {
+                let expected = block < 200 && (a.contains(&block) || b.contains(&block));
+                prop_assert_eq!(left.contains(BlockIndex::new(block)), expected);
+            }
+        }
+    }
+}
