@@ -1,1 +1,60 @@
-//! Placeholder of the room.
+//! What the appliance and the orchestrator say to each other: the order, its answers, and the questions to
+//! the store. `PROTOCOL.md` beside this crate describes every exchange.
+//!
+//! Owns: the messages, their version, and their encoding (postcard bodies over HTTPS; names of XenStore
+//! keys). Promises: decoding never panics, and a message of another protocol version is refused by name.
+//! Never: opens a connection.
+
+#![forbid(unsafe_code)]
+
+mod keys;
+mod messages;
+mod order;
+
+pub use keys::*;
+pub use messages::*;
+pub use order::*;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Version of everything in this crate. Both sides are shipped together; a difference means that the
+/// template in the pool does not belong to the orchestrator, and is refused with that sentence.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Largest message body that either side reads: a batch of sealed blocks.
+pub const MAX_MESSAGE_SIZE: usize = 8 << 20;
+
+/// A body that is not the message it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not decodable.
+    #[error("{message} cannot be read: {reason}")]
+    Malformed {
+        /// Which message was expected.
+        message: &'static str,
+        /// What postcard said.
+        reason: String,
+    },
+}
+
+/// Encodes a message body.
+///
+/// # Panics
+/// Never for the messages of this crate: all of their types are encodable.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_stdvec(message).expect("the messages of this crate have no unencodable types")
+}
+
+/// Decodes a message body; every byte must be used.
+///
+/// # Errors
+/// [`Error::Malformed`] naming the message type.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    let malformed = |reason: String| Error::Malformed { message: std::any::type_name::<T>(), reason };
+    let (message, rest) = postcard::take_from_bytes(body).map_err(|error| malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(malformed(format!("{} bytes too many", rest.len())));
+    }
+    Ok(message)
+}

@@ -1,0 +1,250 @@
+//! Sealing: a block's plain bytes to stored bytes and back.
+
+use crate::{BlockId, Error, IdKey};
+use blocks::BLOCK_SIZE;
+use std::fmt;
+
+/// zstd level used unless the job says otherwise: measured as the best trade at 64 KiB (766 MB/s per core,
+/// 2.59 times smaller on the reference image).
+pub const DEFAULT_LEVEL: i32 = 1;
+
+/// Largest plain size of a sealed block; a tree node is smaller.
+const MAX_PLAIN_SIZE: usize = BLOCK_SIZE as usize;
+
+/// How stored bytes become plain bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// As they are.
+    Stored = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
+
+impl Codec {
+    /// From the byte in a pack's index or a message.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] for a number of a later version.
+    pub fn from_byte(code: u8) -> Result<Self, Error> {
+        match code {
+            0 => Ok(Self::Stored),
+            1 => Ok(Self::Zstd),
+            _ => Err(Error::Codec { code }),
+        }
+    }
+}
+
+/// Stored bytes of one block, borrowed from the [`Sealer`] or from the plain bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed<'a> {
+    /// How to open them.
+    pub codec: Codec,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Compresses blocks. One per thread; its buffers are reused.
+pub struct Sealer {
+    context: zstd::bulk::Compressor<'static>,
+    check: zstd::bulk::Decompressor<'static>,
+    compressed: Vec<u8>,
+    opened: Vec<u8>,
+}
+
+/// Opens sealed blocks and proves them. One per thread; its buffer is reused.
+pub struct Opener {
+    context: zstd::bulk::Decompressor<'static>,
+    plain: Vec<u8>,
+}
+
+impl Sealer {
+    /// A sealer that compresses at a zstd level (-7 to 22).
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] where zstd cannot make a context (no memory, impossible level).
+    pub fn new(level: i32) -> Result<Self, Error> {
+        Ok(Self {
+            context: zstd::bulk::Compressor::new(level).map_err(zstd_error)?,
+            check: zstd::bulk::Decompressor::new().map_err(zstd_error)?,
+            compressed: Vec::with_capacity(zstd::zstd_safe::compress_bound(MAX_PLAIN_SIZE)),
+            opened: Vec::with_capacity(MAX_PLAIN_SIZE),
+        })
+    }
+
+    /// Seals up to 64 KiB. The compressed bytes are opened again and compared before they are given out: a
+    /// codec bug or a flipped bit in memory must not become the only copy. What compression does not make
+    /// smaller is stored as it is.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] if the bytes did not survive the round trip.
+    ///
+    /// # Panics
+    /// On more than 64 KiB.
+    pub fn seal<'a>(&'a mut self, plain: &'a [u8]) -> Result<Sealed<'a>, Error> {
+        assert!(plain.len() <= MAX_PLAIN_SIZE, "a block is at most 64 KiB");
+        self.compressed.clear();
+        self.context.compress_to_buffer(plain, &mut self.compressed).map_err(zstd_error)?;
+        if self.compressed.len() >= plain.len() {
+            return Ok(Sealed { codec: Codec::Stored, bytes: plain });
+        }
+        self.opened.clear();
+        self.check.decompress_to_buffer(&self.compressed, &mut self.opened).map_err(zstd_error)?;
+        if self.opened != plain {
+            return Err(Error::Sealed { reason: "the compressed bytes opened to others".into() });
+        }
+        Ok(Sealed { codec: Codec::Zstd, bytes: &self.compressed })
+    }
+}
+
+impl Opener {
+    /// A fresh opener.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] where zstd cannot make a context.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self {
+            context: zstd::bulk::Decompressor::new().map_err(zstd_error)?,
+            plain: Vec::with_capacity(MAX_PLAIN_SIZE),
+        })
+    }
+
+    /// Opens sealed bytes that must have exactly `plain_size` bytes; proves nothing about their content.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] if they do not decompress to that size, or the size is over 64 KiB.
+    pub fn open(&mut self, sealed: Sealed<'_>, plain_size: usize) -> Result<&[u8], Error> {
+        if plain_size > MAX_PLAIN_SIZE {
+            return Err(Error::Sealed { reason: format!("plain size {plain_size} is over 64 KiB") });
+        }
+        self.plain.clear();
+        match sealed.codec {
+            Codec::Stored if sealed.bytes.len() == plain_size => {
+                self.plain.extend_from_slice(sealed.bytes);
+            }
+            Codec::Stored => {
+                let reason = format!("{} stored bytes instead of {plain_size}", sealed.bytes.len());
+                return Err(Error::Sealed { reason });
+            }
+            Codec::Zstd => {
+                self.context.decompress_to_buffer(sealed.bytes, &mut self.plain).map_err(zstd_error)?;
+            }
+        }
+        if self.plain.len() != plain_size {
+            return Err(Error::Sealed {
+                reason: format!("{} bytes instead of {plain_size}", self.plain.len()),
+            });
+        }
+        Ok(&self.plain)
+    }
+
+    /// Opens sealed bytes and checks that they are the block `id`.
+    ///
+    /// # Errors
+    /// [`Error::BlockId`] naming both ids, or what [`open`](Self::open) says.
+    pub fn open_block(
+        &mut self,
+        key: &IdKey,
+        id: BlockId,
+        sealed: Sealed<'_>,
+        plain_size: usize,
+    ) -> Result<&[u8], Error> {
+        let plain = self.open(sealed, plain_size)?;
+        let found = key.block_id(plain);
+        if found != id {
+            return Err(Error::BlockId { expected: id, found });
+        }
+        Ok(&self.plain)
+    }
+}
+
+/// Whether every byte is zero. Folds 512 bytes at a time, which the compiler turns into wide compares.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let mut chunks = bytes.chunks_exact(512);
+    let whole = chunks.all(|chunk| {
+        let mut any = 0u64;
+        for eight in chunk.chunks_exact(8) {
+            any |= u64::from_ne_bytes([
+                eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7],
+            ]);
+        }
+        any == 0
+    });
+    whole && bytes[bytes.len() / 512 * 512..].iter().all(|byte| *byte == 0)
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer")
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opener")
+    }
+}
+
+fn zstd_error(error: std::io::Error) -> Error {
+    Error::Sealed { reason: format!("zstd: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_flipped_bit_is_a_named_error() {
+        let key = IdKey::new(&[1; 32]);
+        let plain = vec![5; 65536];
+        let id = key.block_id(&plain);
+        let mut sealer = Sealer::new(DEFAULT_LEVEL).expect("sealer");
+        let sealed = sealer.seal(&plain).expect("seal");
+        assert_eq!(sealed.codec, Codec::Zstd);
+        let good = sealed.bytes.to_vec();
+        let mut opener = Opener::new().expect("opener");
+        for byte in 0..good.len() {
+            let mut bad = good.clone();
+            bad[byte] ^= 1;
+            let result = opener.open_block(&key, id, Sealed { codec: Codec::Zstd, bytes: &bad }, 65536);
+            if let Ok(opened) = result {
+                assert_eq!(opened, plain, "a flip that zstd ignores must not change the block");
+            }
+        }
+        let stored = Sealed { codec: Codec::Stored, bytes: &[6; 65536] };
+        let error = opener.open_block(&key, id, stored, 65536).expect_err("other bytes");
+        assert!(matches!(error, Error::BlockId { expected, .. } if expected == id));
+    }
+
+    #[test]
+    fn zero_test_sees_a_single_bit_anywhere() {
+        for size in [0, 1, 511, 512, 513, 4096, 65536] {
+            let mut bytes = vec![0; size];
+            assert!(is_zero(&bytes));
+            for at in [0, size / 2, size.saturating_sub(1)].into_iter().filter(|at| *at < size) {
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "size {size} at {at}");
+                bytes[at] = 0;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_block_survives(plain in proptest::collection::vec(any::<u8>(), 0..3000), repeat in 1usize..20) {
+            let plain = plain.repeat(repeat);
+            let mut sealer = Sealer::new(DEFAULT_LEVEL).expect("sealer");
+            let sealed = sealer.seal(&plain).expect("seal");
+            prop_assert!(sealed.bytes.len() <= plain.len());
+            let mut opener = Opener::new().expect("opener");
+            prop_assert_eq!(opener.open(sealed, plain.len()).expect("open"), &plain[..]);
+        }
+
+        #[test]
+        fn random_bytes_never_open_to_more_than_a_block(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 0usize..100_000) {
+            let mut opener = Opener::new().expect("opener");
+            let _ = opener.open(Sealed { codec: Codec::Zstd, bytes: &bytes }, size);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The order: everything that an ABD needs to know, sent once, inside TLS.
+
+use blocks::ByteCount;
+use seal::{NodeId, Tree};
+use serde::{Deserialize, Serialize};
+
+/// Most disks in one order: XAPI has positions for 254, an HVM guest is sure to see 250 of them.
+pub const MAX_DISKS: usize = 250;
+
+/// The complete description of an ABD's work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The job's uuid, the same as in XenStore.
+    pub job: String,
+    /// The store's id key.
+    pub id_key: IdKeyBytes,
+    /// The ABD powers itself off after this many seconds without progress or without an answer.
+    pub watchdog_s: u16,
+    /// Progress is reported this often.
+    pub progress_ms: u16,
+    /// What to do.
+    pub work: Work,
+}
+
+/// 32 secret bytes that are not shown in logs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdKeyBytes(pub [u8; 32]);
+
+impl std::fmt::Debug for IdKeyBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IdKeyBytes(..)")
+    }
+}
+
+/// The two kinds of work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// Read disks into the store.
+    Backup {
+        /// zstd level for blocks.
+        level: i8,
+        /// Packs are ended at this many bytes.
+        pack_size: u32,
+        /// The disks, in the order in which they are read.
+        disks: Vec<BackupDisk>,
+    },
+    /// Write disks from the store.
+    Restore {
+        /// The disks, in the order in which they are written.
+        disks: Vec<RestoreDisk>,
+    },
+}
+
+/// A disk to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupDisk {
+    /// XAPI's `userdevice` of the VBD on the ABD; at least 4.
+    pub userdevice: u16,
+    /// What the device must measure, in bytes.
+    pub size: ByteCount,
+    /// Where to start from.
+    pub start: Start,
+}
+
+/// Where the backup of a disk starts: the base and what changed since come as one value, so that a bitmap
+/// cannot stand beside a base it does not belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Start {
+    /// Nothing is known: read every block.
+    Nothing,
+    /// Nothing is in the store, and only the blocks of the bitmap were ever written; the rest reads as
+    /// zeros. The bitmap is fetched with [`crate::PATH_BITMAP`].
+    Allocated,
+    /// The disk was `base` once: read every block, ship what differs.
+    Compare {
+        /// The tree of the base.
+        base: Tree,
+    },
+    /// The disk was `base`, and only the blocks of the bitmap may differ from it. The bitmap is fetched
+    /// with [`crate::PATH_BITMAP`].
+    Changed {
+        /// The tree of the base.
+        base: Tree,
+    },
+}
+
+impl Start {
+    /// The tree that the new one is built on.
+    pub fn base(&self) -> Option<Tree> {
+        match self {
+            Start::Nothing | Start::Allocated => None,
+            Start::Compare { base } | Start::Changed { base } => Some(*base),
+        }
+    }
+
+    /// Whether a bitmap of blocks to read goes with it.
+    pub fn has_bitmap(&self) -> bool {
+        matches!(self, Start::Allocated | Start::Changed { .. })
+    }
+}
+
+/// A disk to write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreDisk {
+    /// XAPI's `userdevice` of the VBD on the ABD; at least 4.
+    pub userdevice: u16,
+    /// What the device must measure, in bytes.
+    pub size: ByteCount,
+    /// What it shall hold.
+    pub root: Option<NodeId>,
+    /// Whether the disk is known to read as zeros, so that zeros need not be written.
+    pub blank: bool,
+}
+
+impl RestoreDisk {
+    /// The tree of the disk.
+    pub fn tree(&self) -> Tree {
+        Tree { size: self.size, root: self.root }
+    }
+}

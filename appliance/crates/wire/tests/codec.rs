@@ -1,0 +1,94 @@
+//! Golden bytes of the messages that must never change within a protocol version, and hostile input.
+
+use blocks::{BlockIndex, ByteCount};
+use proptest::prelude::*;
+use seal::{BlockId, NodeId, Tree};
+use wire::*;
+
+/// Made by hand from postcard's specification: varints are LEB128, strings and lists are prefixed with
+/// their length, enums with their variant's index, options with 0 or 1.
+#[test]
+fn golden_claim() {
+    let claim = Claim {
+        protocol: 1,
+        job: "j".into(),
+        agent: "0.1".into(),
+        boot_ms: 300,
+        claim_ms: 1,
+        memory: ByteCount::new(128 << 20),
+        engine: "io_uring".into(),
+    };
+    let expected = b"\x01\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
+    assert_eq!(encode(&claim), expected);
+    assert_eq!(decode::<Claim>(expected), Ok(claim));
+}
+
+#[test]
+fn golden_order() {
+    let order = Order {
+        job: "j".into(),
+        id_key: IdKeyBytes([9; 32]),
+        watchdog_s: 90,
+        progress_ms: 1000,
+        work: Work::Backup {
+            level: 1,
+            pack_size: 16 << 20,
+            disks: vec![BackupDisk {
+                userdevice: 4,
+                size: ByteCount::new(65537),
+                start: Start::Changed {
+                    base: Tree { size: ByteCount::new(512), root: Some(NodeId::from_bytes([7; 32])) },
+                },
+            }],
+        },
+    };
+    let mut expected = b"\x01j".to_vec();
+    expected.extend([9; 32]);
+    expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08\x01\x04\x81\x80\x04\x03\x80\x04\x01");
+    expected.extend([7; 32]);
+    assert_eq!(encode(&order), expected);
+    assert_eq!(decode::<Order>(&expected), Ok(order));
+}
+
+#[test]
+fn golden_known_and_failure() {
+    let question = KnownQuestion { ids: vec![BlockId::from_bytes([1; 32])] };
+    let mut expected = vec![1];
+    expected.extend([1; 32]);
+    assert_eq!(encode(&question), expected);
+    assert_eq!(encode(&KnownAnswer { known: vec![true, false] }), [2, 1, 0]);
+    assert_eq!(encode(&Failure::new("c", "m")), b"\x01c\x01m");
+    assert_eq!(encode(&BlocksQuestion { disk: 0, blocks: vec![BlockIndex::new(128)] }), [0, 1, 0x80, 1]);
+}
+
+#[test]
+fn bytes_too_many_are_refused() {
+    let error = decode::<BitmapQuestion>(&[0, 0]).expect_err("one byte is enough");
+    assert!(error.to_string().contains("1 bytes too many"), "{error}");
+}
+
+#[test]
+fn keys_in_an_order_are_not_shown() {
+    assert_eq!(format!("{:?}", IdKeyBytes([3; 32])), "IdKeyBytes(..)");
+}
+
+#[test]
+fn state_names_round_trip() {
+    for state in State::ALL {
+        assert_eq!(State::from_name(state.name()), Some(state));
+    }
+    assert_eq!(State::from_name("asleep"), None);
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = decode::<Order>(&bytes);
+        let _ = decode::<Claim>(&bytes);
+        let _ = decode::<NodesAnswer>(&bytes);
+        let _ = decode::<BlocksAnswer>(&bytes);
+        let _ = decode::<JobDone>(&bytes);
+        let _ = decode::<Progress>(&bytes);
+        let _ = decode::<KnownQuestion>(&bytes);
+    }
+}
