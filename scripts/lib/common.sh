@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What every script here shares: how it speaks, where it keeps things, which QEMU it runs.
 # Sourced, never run:   . "$(dirname "$0")/lib/common.sh"
 #

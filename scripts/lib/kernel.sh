@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The kernel: a pinned source, the fragments of kernel-config/, a bzImage in the cache. Sourced by scripts/image,
 # scripts/setup and scripts/lib/pin-kernel, after common.sh.
 #
@@ -11,6 +12,8 @@
 # Raise when the way of building changes and old cache entries would be wrong.
 KERNEL_BUILDER=1
 KERNEL_LOCK=$ABD_REPO/kernel-config/source.lock
+# What the release is made of, in this order; scripts/image adds debug on demand.
+# shellcheck disable=SC2034  # read by the scripts that source this
 KERNEL_RELEASE_FRAGMENTS="base net storage xen lab"
 # Unpacked source, objects and tarball; measured 2.1 GB.
 KERNEL_DISK_MB=3000

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Getting a QEMU. Sourced by scripts/setup after common.sh; needs its run_apt, update_lists and install_packages.
 #
 # The distribution's package where it can be installed. Where installing it would remove something else (a
