@@ -1,1 +1,84 @@
-//! Placeholder of the room.
+//! Reading disks: a plan of reads goes in, filled buffers come out.
+//!
+//! Owns: the buffer pool, the opening of devices for reading, and two engines behind [`ReadEngine`]: io_uring, and
+//! plain `pread` as its oracle and fallback. Promises: every buffer that comes out holds exactly the bytes of its
+//! read; memory is fixed when the pool is made; an operation owns its buffer until the kernel is done with it; short
+//! reads are completed and a disk that ends too early is an error. Never: writes, looks at what it read, reads what
+//! was not planned.
+//!
+//! This is the one crate with `unsafe`: the pool's memory, and the ring that the kernel writes it through.
+
+mod error;
+mod pool;
+mod pread;
+mod seam;
+mod source;
+mod uring;
+
+pub use error::Error;
+pub use pool::{Buffer, Pool};
+pub use source::Source;
+
+use blocks::Read;
+
+/// Reads kept in flight by the io_uring engine, pool permitting: from 16 on a disk gives all it has.
+pub const QUEUE_DEPTH: usize = 32;
+
+/// How often one operation may be told "interrupted" or "again" in a row before it counts as failed.
+pub const RETRY_LIMIT: u32 = 64;
+
+/// A finished read.
+#[derive(Debug)]
+pub struct Filled {
+    /// Position of the read in the plan, from 0.
+    pub sequence: u64,
+    /// What was read.
+    pub read: Read,
+    /// Its bytes, as many as `read.size` says.
+    pub buffer: Buffer,
+}
+
+/// Carries out a plan of reads.
+pub trait ReadEngine: Send {
+    /// The next finished read, in any order; `None` when the plan is empty and nothing is in flight. Takes reads
+    /// from the plan as buffers become free, and waits for the pool where it must.
+    ///
+    /// # Errors
+    /// What the device says, naming device, offset and size. The engine is of no use afterwards.
+    fn next(&mut self, plan: &mut dyn Iterator<Item = Read>) -> Option<Result<Filled, Error>>;
+
+    /// Name of the engine for people; the fallback also says why it is used.
+    fn name(&self) -> &str;
+}
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// io_uring where the kernel has it, `pread` elsewhere.
+    Best,
+    /// `pread`, whatever the kernel has.
+    Pread,
+}
+
+/// Whether io_uring can be used here.
+///
+/// # Errors
+/// Why not, in a few words.
+pub fn probe() -> Result<(), String> {
+    uring::probe()
+}
+
+/// An engine for one disk; its buffers come from `pool`.
+pub fn engine(source: Source, pool: &Pool, choice: Choice) -> Box<dyn ReadEngine> {
+    let why = match choice {
+        Choice::Pread => "asked for".to_owned(),
+        Choice::Best => match probe().and_then(|()| uring::Uring::new(&source, pool, seam::none())) {
+            Ok(engine) => return Box::new(engine),
+            Err(why) => why,
+        },
+    };
+    Box::new(pread::Pread::new(source, pool, &why, seam::none()))
+}
+
+#[cfg(test)]
+mod tests;
