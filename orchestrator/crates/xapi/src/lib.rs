@@ -1,1 +1,63 @@
-//! Placeholder of the room.
+//! A typed client of XAPI, the management interface of XenServer and XCP-ng.
+//!
+//! Owns the wire: JSON-RPC 2.0 with XML-RPC as the fallback, sessions, pinned TLS, the Unix socket of a
+//! control domain, tasks, events, and the HTTP handlers that carry disk contents. Records are structs with
+//! the members a caller of ours reads; a host that lacks one of them gives its default, and an enumeration
+//! word that we do not know is kept as it came.
+//!
+//! Promises: a certificate is trusted by its pin and by nothing else. A call that changes something is sent
+//! once. A read is repeated once when the session or the connection was lost. Every error names the call and
+//! says in one sentence what happened. A session reference or a password never appears in an error, in
+//! debug output or in what an [`Observer`] sees. Replies, requests, redirects and waits have named limits.
+//!
+//! Never does: anything about backups, retries of changes, background work. Whoever connects must
+//! [`close`](Client::close): dropping a client leaves its session to the pool's own expiry.
+//!
+//! ```no_run
+//! # async fn example() -> xapi::Result<()> {
+//! use xapi::{Client, Credentials, Endpoint, Options, Vm};
+//!
+//! let endpoint: Endpoint = "unix:/var/lib/xcp/xapi".parse()?;
+//! let client = Client::connect(Options::new(endpoint, Credentials::Local)).await?;
+//! for (vm, record) in client.get_all_records::<Vm>().await? {
+//!     println!("{vm} {}", record.name_label);
+//! }
+//! client.close().await
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod calls;
+mod client;
+mod endpoint;
+mod error;
+mod events;
+mod handlers;
+mod http;
+mod json;
+mod login;
+mod observer;
+mod record;
+mod records;
+mod tls;
+mod value;
+mod vhd;
+mod wait;
+mod xml;
+
+pub use calls::{MemoryLimits, VbdCreate, VdiCreate, VifCreate};
+pub use client::{Client, Credentials, Limits, Options, Protocol, Secret, Timeouts};
+pub use endpoint::Endpoint;
+pub use error::{Error, Kind, Result};
+pub use events::{Change, Event, EventStream, Operation};
+pub use handlers::Upload;
+pub use observer::{Call, Observer, Verdict};
+pub use record::{Class, FromValue, Ref, StringMap, Uuid};
+pub use records::{
+    DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, Pool, PowerState, Sr, Task, TaskStatus, Vbd,
+    VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
+};
+pub use tls::{Fingerprint, PinLookup, probe};
+pub use value::Value;
+pub use vhd::VhdHead;

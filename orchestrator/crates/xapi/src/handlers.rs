@@ -1,0 +1,379 @@
+//! The HTTP handlers that carry contents: `/import`, `/import_raw_vdi`, `/export_raw_vdi`.
+//!
+//! A host answers 200 before it has looked at a body, so the outcome is the task's, never the status. A host
+//! that cannot see the storage answers 302 at once; the body is held back for a moment to notice that before
+//! megabytes are on their way to the wrong host. Bodies have a length: hosts refuse chunked ones.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use reqwest::{Body, Method, Response, Url};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Sleep, sleep, timeout};
+
+use crate::client::Client;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Kind, Result};
+use crate::http::{Http, redirect_of};
+use crate::observer::Call;
+use crate::record::{Ref, expect};
+use crate::records::{Sr, Task, Vdi, Vm};
+use crate::value::Value;
+use crate::vhd::{Progress, VhdHead, parse};
+
+/// Most redirects that are followed: from the master to a host with the storage it takes one.
+const REDIRECT_LIMIT: usize = 3;
+
+/// How long a body waits for a redirect. A host that takes it costs this much once per transfer.
+const REDIRECT_GRACE: Duration = Duration::from_millis(300);
+
+/// Piece in which a body is sent.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Most that is read of an answer to an upload; only its first bytes matter.
+const ANSWER_LIMIT: usize = 1 << 20;
+
+/// After a connection broke, the task may still tell why within this time.
+const REASON_WAIT: Duration = Duration::from_secs(10);
+
+type Reader = Pin<Box<dyn AsyncRead + Send + Sync>>;
+type Open = Arc<dyn Fn() -> io::Result<Reader> + Send + Sync>;
+
+/// Contents to send, with their length. They are opened again when a host redirects.
+#[derive(Clone)]
+pub struct Upload {
+    bytes: u64,
+    open: Open,
+}
+
+impl Upload {
+    /// A file as it is now.
+    pub fn file(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let failed =
+            |error| Error::new(Kind::Input, "upload", format!("read {}", path.display())).with_source(error);
+        let bytes = std::fs::metadata(&path).map_err(failed)?.len();
+        let open = move || Ok(Box::pin(tokio::fs::File::from_std(std::fs::File::open(&path)?)) as Reader);
+        Ok(Self { bytes, open: Arc::new(open) })
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
+        let bytes: Bytes = bytes.into();
+        let length = bytes.len() as u64;
+        Self { bytes: length, open: Arc::new(move || Ok(Box::pin(io::Cursor::new(bytes.clone())) as Reader)) }
+    }
+
+    /// Anything else of known length. A reader that gives less or more is an error.
+    pub fn reader<R, F>(length: u64, open: F) -> Self
+    where
+        R: AsyncRead + Send + Sync + 'static,
+        F: Fn() -> io::Result<R> + Send + Sync + 'static,
+    {
+        Self { bytes: length, open: Arc::new(move || Ok(Box::pin(open()?) as Reader)) }
+    }
+}
+
+impl Client {
+    /// Imports an XVA into a storage repository, the pool's default one if none is given, and gives the VMs
+    /// it made. `progress` gets the number of bytes sent. If the import fails the pool removes what it made.
+    pub async fn import_xva(
+        &self,
+        upload: Upload,
+        sr: Option<&Ref<Sr>>,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<Vec<Ref<Vm>>> {
+        let query: Vec<(&str, &str)> = sr.map(|sr| ("sr_id", sr.as_str())).into_iter().collect();
+        let result = self.upload("/import", &query, upload, Arc::new(progress)).await?;
+        expect("/import", &result)
+    }
+
+    /// Writes a raw image into an existing VDI of the same size.
+    pub async fn import_raw_vdi(
+        &self,
+        upload: Upload,
+        vdi: &Ref<Vdi>,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<()> {
+        let query = [("vdi", vdi.as_str()), ("format", "raw")];
+        self.upload("/import_raw_vdi", &query, upload, Arc::new(progress)).await.map(drop)
+    }
+
+    /// Which blocks a VHD export would hold; with `base` only those that may differ from it. Both are
+    /// snapshots that still have their data. The export is cut off after its head, so its disks may stay in
+    /// use for some seconds.
+    pub async fn export_vdi_vhd_head(&self, vdi: &Ref<Vdi>, base: Option<&Ref<Vdi>>) -> Result<VhdHead> {
+        const PATH: &str = "/export_raw_vdi";
+        let mut query = vec![("vdi", vdi.as_str()), ("format", "vhd")];
+        query.extend(base.map(|base| ("base", base.as_str())));
+        let params = [Value::from(vdi.as_str()), Value::from(base.map_or("", Ref::as_str))];
+        let call = Call { method: "GET /export_raw_vdi", params: &params, mutating: false };
+        let mut head = None;
+        let work = async {
+            let task = self.task_create("read the head of a VHD export", "").await?;
+            let outcome = self.download_head(PATH, &query, &task).await;
+            // The host notices the end of the connection; its task then fails, as it must.
+            let outcome = match outcome {
+                Ok(found) => {
+                    let _ = self.wait_task(&task, REASON_WAIT).await;
+                    Ok(found)
+                }
+                Err(error) => Err(self.reason(&task, error).await),
+            };
+            self.retire(&task, false).await;
+            head = Some(outcome?);
+            Ok(Value::Nil)
+        };
+        self.observed(&call, work).await?;
+        Ok(head.expect("a download that succeeds gives a head"))
+    }
+
+    async fn upload(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        upload: Upload,
+        progress: Arc<dyn Fn(u64) + Send + Sync>,
+    ) -> Result<Value> {
+        let method = format!("PUT {path}");
+        let params: Vec<Value> = query.iter().map(|(_, value)| Value::from(*value)).collect();
+        let call = Call { method: &method, params: &params, mutating: true };
+        self.observed(&call, async {
+            let task = self.task_create(path.trim_start_matches('/'), "").await?;
+            let outcome = match self.send(path, query, &upload, &progress, &task).await {
+                Ok(()) => self
+                    .wait_task(&task, self.timeouts().operation)
+                    .await
+                    .map_err(|error| error.with_method(path)),
+                Err(error) => Err(self.reason(&task, error).await),
+            };
+            self.retire(&task, outcome.is_err()).await;
+            outcome
+        })
+        .await
+    }
+
+    /// Sends the body and reads the answer, redirects included.
+    async fn send(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        upload: &Upload,
+        progress: &Arc<dyn Fn(u64) + Send + Sync>,
+        task: &Ref<Task>,
+    ) -> Result<()> {
+        let sent = Arc::new(AtomicU64::new(0));
+        let body = |stopped: &Arc<AtomicBool>| {
+            let reader = (upload.open)().map_err(|error| {
+                Error::new(Kind::Input, path, "the contents cannot be opened").with_source(error)
+            })?;
+            sent.store(0, Ordering::Relaxed);
+            Ok(Some(Body::wrap(Contents {
+                reader,
+                left: upload.bytes,
+                grace: Some(Box::pin(sleep(REDIRECT_GRACE))),
+                stopped: stopped.clone(),
+                sent: sent.clone(),
+                progress: progress.clone(),
+            })))
+        };
+        let work = async {
+            let (http, mut response, _stop) = self.request(path, Method::PUT, query, task, body).await?;
+            let status = response.status();
+            // The host closes the connection when it is done with the body.
+            let answer = http.read_up_to(path, &mut response, ANSWER_LIMIT).await?;
+            refused(path, status.as_u16(), &answer)
+        };
+        let mut work = std::pin::pin!(work);
+        let mut before = 0;
+        loop {
+            if let Ok(done) = timeout(self.timeouts().stall, &mut work).await {
+                return done;
+            }
+            let now = sent.load(Ordering::Relaxed);
+            if now == before && now < upload.bytes {
+                let detail = format!("the pool took no more bytes after {now} of {}", upload.bytes);
+                return Err(Error::new(Kind::Timeout, path, detail));
+            }
+            before = now;
+        }
+    }
+
+    async fn download_head(&self, path: &str, query: &[(&str, &str)], task: &Ref<Task>) -> Result<VhdHead> {
+        let (http, mut response, _stop) = self.request(path, Method::GET, query, task, |_| Ok(None)).await?;
+        let mut bytes = Vec::new();
+        let bad =
+            |why: String| Error::new(Kind::Protocol, path, format!("the pool sends no usable VHD: {why}"));
+        if !response.status().is_success() {
+            let answer = http.read_up_to(path, &mut response, ANSWER_LIMIT).await?;
+            return refused(path, response.status().as_u16(), &answer)
+                .map(|()| unreachable!("no success status"));
+        }
+        loop {
+            // The parser asks for a bounded number of bytes.
+            let need = match parse(&bytes) {
+                Ok(Progress::Done(head)) => return Ok(head),
+                Ok(Progress::Need(need)) => need,
+                Err(why) => {
+                    refused(path, 200, &bytes)?;
+                    return Err(bad(why));
+                }
+            };
+            while bytes.len() < need {
+                let chunk = timeout(self.timeouts().stall, response.chunk()).await;
+                let chunk = chunk.map_err(|_| Error::new(Kind::Timeout, path, "the pool sends nothing"))?;
+                match chunk.map_err(|error| http.failed(path, error))? {
+                    Some(chunk) => bytes.extend_from_slice(&chunk),
+                    None => {
+                        refused(path, 200, &bytes)?;
+                        return Err(bad(format!("it ends after {} bytes", bytes.len())));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a request to the master and wherever it leads.
+    async fn request(
+        &self,
+        path: &str,
+        method: Method,
+        query: &[(&str, &str)],
+        task: &Ref<Task>,
+        body: impl Fn(&Arc<AtomicBool>) -> Result<Option<Body>>,
+    ) -> Result<(Http, Response, StopOnDrop)> {
+        let link = self.link().await?;
+        // A connection of its own: one from the pool may be about to close, and a body cannot be sent twice.
+        let mut http = self.fresh(link.http.endpoint().clone())?;
+        let mut all = query.to_vec();
+        all.push(("task_id", task.as_str()));
+        let mut url: Url = http.url(path, &all)?;
+        for _ in 0..=REDIRECT_LIMIT {
+            let timeout = self.timeouts().transfer;
+            let stop = StopOnDrop(Arc::default());
+            let body = body(&stop.0)?;
+            let response = http.handler(path, method.clone(), url, &link.session, body, timeout).await;
+            let response = response.map_err(|error| error.without(&link.session))?;
+            let (endpoint, next) = match redirect_of(&response) {
+                None => return Ok((http, response, stop)),
+                Some(Ok(found)) => found,
+                Some(Err(location)) => {
+                    let detail = format!("{} leads to {location:?}, which is no address", http.endpoint());
+                    return Err(Error::new(Kind::Protocol, path, detail));
+                }
+            };
+            http = self.fresh(endpoint)?;
+            url = next;
+        }
+        Err(Error::new(Kind::Protocol, path, "the hosts of the pool lead to each other in a circle"))
+    }
+
+    fn fresh(&self, endpoint: Endpoint) -> Result<Http> {
+        let pin = self.options().pins.pin(&endpoint.address());
+        Http::new(endpoint, pin, self.timeouts().connect)
+    }
+
+    /// Why a transfer failed: the task knows better than the connection, if it says so soon.
+    async fn reason(&self, task: &Ref<Task>, error: Error) -> Error {
+        if matches!(error.kind(), Kind::Input | Kind::TlsUntrusted { .. } | Kind::TlsChanged { .. }) {
+            return error;
+        }
+        match self.wait_task(task, REASON_WAIT).await {
+            Err(reason) if !reason.code().is_empty() => reason.with_method(error.method()),
+            _ => error,
+        }
+    }
+}
+
+/// An answer that refuses the transfer. Some hosts send an error page as the body of a 200.
+fn refused(path: &str, status: u16, body: &[u8]) -> Result<()> {
+    let second_page = body.starts_with(b"HTTP/");
+    if status == 200 && !second_page {
+        return Ok(());
+    }
+    let shown = if second_page { body } else { &[] };
+    let line = String::from_utf8_lossy(
+        shown.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default(),
+    );
+    let detail = match second_page {
+        true => format!("the pool breaks off: {}", line.chars().take(80).collect::<String>().escape_debug()),
+        false => format!("the pool answers HTTP {status}"),
+    };
+    let kind = match status {
+        401 | 403 => Kind::Auth,
+        404 => Kind::NotSupported,
+        _ => Kind::Other,
+    };
+    Err(Error::new(kind, path, detail))
+}
+
+/// Ends a body when nobody waits for the answer any more. The connection itself would go on sending.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A body of known length that reports its progress.
+struct Contents {
+    reader: Reader,
+    left: u64,
+    grace: Option<Pin<Box<Sleep>>>,
+    stopped: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    progress: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl HttpBody for Contents {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        if let Some(grace) = &mut this.grace {
+            ready!(grace.as_mut().poll(cx));
+            this.grace = None;
+        }
+        if this.stopped.load(Ordering::Acquire) {
+            return Poll::Ready(Some(Err(io::Error::other("the transfer was broken off"))));
+        }
+        if this.left == 0 {
+            return Poll::Ready(None);
+        }
+        // One piece at most, so the count fits.
+        let want = this.left.min(PIECE_BYTES as u64) as usize;
+        let mut piece = BytesMut::zeroed(want);
+        let mut buffer = ReadBuf::new(&mut piece);
+        match ready!(this.reader.as_mut().poll_read(cx, &mut buffer)) {
+            Err(error) => return Poll::Ready(Some(Err(error))),
+            Ok(()) if buffer.filled().is_empty() => {
+                let why = format!("the contents end {} bytes too early", this.left);
+                return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))));
+            }
+            Ok(()) => {}
+        }
+        let count = buffer.filled().len();
+        piece.truncate(count);
+        this.left -= count as u64;
+        let sent = this.sent.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
+        (this.progress)(sent);
+        Poll::Ready(Some(Ok(Frame::data(piece.freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0 && self.grace.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
