@@ -1,0 +1,129 @@
+//! Things that die in the middle: the job says what happened, the store stays whole, the pool is cleaned, the
+//! next run succeeds.
+
+use e2e::{Lab, Vm, noise};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+/// Short, so that tests are; a real one is 90.
+const WATCHDOG: &str = "20";
+
+/// A VM whose backup takes a delegate several seconds.
+fn slow_vm(lab: &Lab) -> Vm {
+    let vm = lab.vm("victim", &[96 * MIB]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 88 * MIB as usize));
+    vm
+}
+
+/// After a failure: nothing is left, the store is whole, and a backup works.
+fn assert_recovers(lab: &Lab, vm: &Vm, before: &serde_json::Value) {
+    lab.assert_clean(before);
+    lab.assert_store_whole();
+    lab.backup(&[vm]).ok();
+    lab.assert_restores(vm);
+    lab.assert_clean(before);
+}
+
+#[test]
+fn a_delegate_that_is_killed_in_the_middle() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = slow_vm(&lab);
+    let before = lab.inventory();
+    let mut run = lab.spawn(&["backup", "victim"]);
+    run.until_working();
+    lab.post(&format!("/lab/guest/{}/kill", lab.delegate()), None);
+    let text = run.finish().fails_with(1);
+    assert!(text.contains("the delegate of victim was powered off or crashed in the middle of its work"), "{text}");
+    assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn an_orchestrator_that_is_killed_in_the_middle() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = slow_vm(&lab);
+    let before = lab.inventory();
+    let mut run = lab.spawn(&["backup", "victim", "--watchdog", WATCHDOG]);
+    run.until_working();
+    run.kill();
+    // Nobody tells the delegate: it finds out by itself and powers off.
+    let killed = Instant::now();
+    let limit = Duration::from_secs(90);
+    while lab.log().iter().filter(|entry| entry["kind"] == "guest-exit").count() == 0 {
+        assert!(killed.elapsed() < limit, "the delegate does not power itself off");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("measured: delegate gone {} s after its orchestrator, watchdog {WATCHDOG} s", killed.elapsed().as_secs());
+    lab.assert_store_whole();
+
+    let first = lab.abd(&["reconcile"]).ok();
+    assert!(!first.answer()["removed"].as_array().expect("a list").is_empty());
+    let second = lab.abd(&["reconcile"]).ok();
+    assert_eq!(second.answer()["removed"], json!([]), "twice is the same as once");
+    // The killed process could not log out; its session ends by itself in a real pool.
+    let mut before = before;
+    before["session"] = lab.inventory()["session"].clone();
+    assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn a_connection_that_is_cut_in_the_middle() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = slow_vm(&lab);
+    let before = lab.inventory();
+    let mut run = lab.spawn(&["backup", "victim", "--watchdog", WATCHDOG]);
+    run.until_working();
+    lab.post(&format!("/lab/guest/{}/link?up=0", lab.delegate()), None);
+    let text = run.finish().fails_with(1);
+    assert!(text.contains("the delegate of victim"), "{text}");
+    println!("said: {text}");
+    assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn a_delegate_without_a_network_says_so_through_xenstore() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = lab.vm("lonely", &[MIB]);
+    let before = lab.inventory();
+    lab.post("/lab/faults", Some(&json!({"dhcp": false})));
+    let output = lab.backup(&[&vm]);
+    let text = output.fails_with(1);
+    assert!(text.contains("eth0"), "{text}");
+    let code = output.all("job-failed")[0]["code"].as_str().expect("the delegate's code").to_owned();
+    assert!(["no-link", "no-dhcp-lease"].contains(&code.as_str()), "{code}");
+    lab.post("/lab/faults", Some(&json!({"dhcp": true})));
+    assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn a_run_that_is_interrupted_cleans_up() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = slow_vm(&lab);
+    let before = lab.inventory();
+    let mut run = lab.spawn(&["backup", "victim"]);
+    run.until_working();
+    let killed = std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status();
+    assert!(killed.expect("kill runs").success());
+    let text = run.finish().fails_with(130);
+    assert!(text.contains("stopped on request"), "{text}");
+    assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn a_restore_that_dies_leaves_no_half_disk() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = slow_vm(&lab);
+    lab.backup(&[&vm]).ok();
+    let before = lab.inventory();
+    let list = lab.abd(&["list"]).ok();
+    let point = list.answer()["points"][0]["id"].as_str().expect("an id").to_owned();
+    let mut run = lab.spawn(&["restore", &point]);
+    run.until_working();
+    lab.post(&format!("/lab/guest/{}/kill", lab.delegate()), None);
+    run.finish().fails_with(1);
+    lab.assert_clean(&before);
+    let restored = lab.inventory();
+    let half = restored["VDI"].as_array().expect("a list").iter().filter(|vdi| !vdi["other_config"]["abd:restored"].is_null());
+    assert_eq!(half.count(), 0);
+    lab.assert_restores(&vm);
+}

@@ -1,0 +1,14 @@
+//! What the end-to-end tests share: a simulated pool of their own, the built `abd`, and disks with known content.
+//!
+//! The programs come from the environment that `scripts/test` sets: `ABD_BIN`, `ABD_SIM_BIN`, `ABD_IMAGE_DIR`.
+//! Without them a test says why it is skipped.
+
+#![forbid(unsafe_code)]
+
+mod content;
+mod lab;
+mod run;
+
+pub use content::{noise, text};
+pub use lab::{Lab, Options, Vm};
+pub use run::{Output, Running};

@@ -1,0 +1,9 @@
+//! The whole product, driven as its users drive it: the built `abd` against a simulated pool whose guests are real.
+//! The table of contents is in README.md.
+
+mod backup;
+mod bad_input;
+mod faults;
+mod incremental;
+mod jobs;
+mod pools;
