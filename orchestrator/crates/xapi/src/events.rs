@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::record::{Class, Ref, expect, expect_record, words};
@@ -14,6 +16,10 @@ use crate::value::Value;
 
 /// What a call may take longer than the wait it asks for.
 const SLACK: Duration = Duration::from_secs(30);
+
+/// Shortest time between two questions without an answer: a host that answers at once with nothing must not
+/// keep both sides busy.
+const QUIET_GAP: Duration = Duration::from_millis(500);
 
 const METHOD: &str = "event.from";
 
@@ -94,6 +100,7 @@ impl EventStream {
     async fn ask(&mut self, wait: Duration) -> Result<()> {
         let classes = self.classes.iter().map(|class| Value::from(class.as_str())).collect();
         let params = vec![Value::Array(classes), self.token.as_str().into(), wait.as_secs_f64().into()];
+        let asked = Instant::now();
         let answer = match self.client.call_within(METHOD, params, wait + SLACK).await {
             Ok(answer) => answer,
             Err(error) if matches!(error.code(), "EVENTS_LOST" | "EVENT_FROM_TOKEN_PARSE_FAILURE") => {
@@ -110,6 +117,9 @@ impl EventStream {
             .iter()
             .map(|event| change(event).ok_or_else(|| bad("usable event")))
             .collect::<Result<Vec<_>>>()?;
+        if changes.is_empty() {
+            sleep_until(asked + QUIET_GAP.min(wait)).await;
+        }
         self.token = token;
         self.pending.extend(changes.into_iter().map(Event::Changed));
         Ok(())

@@ -119,6 +119,8 @@ mod tests {
         assert!(decode(body, 4).is_err());
         assert!(decode(br#"{"id":3}"#, 3).is_err());
         assert!(decode(b"<html>", 3).is_err());
+        let nested = format!("{{\"id\":3,\"result\":{}", "[".repeat(200_000));
+        assert!(decode(nested.as_bytes(), 3).is_err());
     }
 
     impl From<i32> for Value {

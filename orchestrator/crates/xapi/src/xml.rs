@@ -262,6 +262,16 @@ mod tests {
         assert!(decode(bomb).is_err());
     }
 
+    #[test]
+    fn deep_nesting_is_refused() {
+        let nested = |depth: usize| {
+            format!("{}x{}", "<value><array><data>".repeat(depth), "</data></array></value>".repeat(depth))
+        };
+        assert!(decode_result(&nested(60)).is_ok());
+        assert!(decode_result(&nested(100)).is_err());
+        assert!(decode_result(&"<value><array><data>".repeat(200_000)).is_err());
+    }
+
     /// What reading gives back: integers become text.
     fn as_read(value: Value) -> Value {
         match value {

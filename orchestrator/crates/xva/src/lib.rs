@@ -24,6 +24,7 @@
 
 mod appliance;
 mod checksum;
+mod description;
 mod error;
 mod node;
 mod reader;
@@ -31,8 +32,9 @@ mod ustar;
 mod writer;
 
 pub use appliance::{Appliance, DIGEST_KEY, Firmware, TEMPLATE_KEY};
+pub use description::{Description, Disk};
 pub use error::{Error, Result};
-pub use reader::{Description, Disk, Reader};
+pub use reader::Reader;
 pub use writer::Plan;
 
 /// Size of a full chunk. The importer takes the first chunk it meets as the unit of skipped ones.

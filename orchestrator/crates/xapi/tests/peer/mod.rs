@@ -186,3 +186,35 @@ pub fn options(url: &str) -> xapi::Options {
     let credentials = xapi::Credentials::Password { user: "root".to_owned(), password };
     xapi::Options::new(url.parse().expect("an address"), credentials)
 }
+
+/// The task that scripted calls answer with.
+pub const TASK: &str = "OpaqueRef:7a5c0000-0000-0000-0000-000000000001";
+
+pub fn task_record(status: &str, result: &str, error: &[&str]) -> Json {
+    json!({"uuid": "7a5c0000-0000-0000-0000-000000000002", "name_label": "a task", "status": status,
+        "progress": 1, "result": result, "error_info": error})
+}
+
+pub async fn client(peer: &Peer) -> xapi::Client {
+    let mut options = options(&peer.url());
+    options.timeouts.event = std::time::Duration::from_millis(200);
+    xapi::Client::connect(options).await.expect("login")
+}
+
+/// Answers what every test needs; the rest is the script's.
+pub fn api(
+    script: impl Fn(&str, &[Json]) -> Option<Outcome> + Send + Sync + 'static,
+) -> impl Fn(&Request) -> Answer {
+    json_api(move |method, params| {
+        if let Some(outcome) = script(method, params) {
+            return outcome;
+        }
+        match method {
+            "session.login_with_password" => Ok(json!(null)),
+            "task.create" => Ok(json!(TASK)),
+            "task.destroy" | "task.cancel" | "task.add_to_other_config" => Ok(json!("")),
+            "event.from" => Ok(json!({"events": [], "token": "1,1", "valid_ref_counts": {}})),
+            other => panic!("{other}"),
+        }
+    })
+}
