@@ -1,0 +1,346 @@
+//! A real guest for a simulated VM: QEMU, its disks, its network cable and its XenStore.
+//!
+//! Owns the QEMU process and everything it needs in the work directory. The guest boots by firmware from
+//! its own disk, finds a disk by the virtio serial `vbd-<userdevice>`, and speaks XenStore's wire protocol
+//! on the virtio-serial port `abd.xenstore`.
+//!
+//! Promises: no QEMU outlives the simulator or the [`Guest`] that stands for it; a [`Guest`] that was
+//! started sends [`GuestEvent::Exited`] exactly once, after the last change the guest made; a start that
+//! fails leaves no process and sends nothing. Nothing the guest does can stop the simulator.
+//!
+//! Never does: hardware acceleration (always TCG), or writing to a disk given as read-only. See `qemu`
+//! for what the guest's network reaches.
+//!
+//! Environment: `ABD_QEMU` names the QEMU to use instead of the first `qemu-system-x86_64` in `PATH` (a
+//! wrapper script has to `exec` it), `ABD_OVMF` the firmware of UEFI guests.
+
+mod process;
+mod qemu;
+mod qmp;
+mod supervisor;
+mod xenstore;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use qmp::Qmp;
+use xenstore::Shared;
+
+pub use xenstore::device_number;
+
+/// Smallest memory a guest is started with; below it no firmware loads a kernel.
+const MEMORY_MIN: u64 = 32 << 20;
+/// Sizes of disks are whole sectors of this many bytes.
+const SECTOR_SIZE: u64 = 512;
+
+/// How a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS: the first sector of the boot disk.
+    Bios,
+    /// OVMF: `\EFI\BOOT\BOOTX64.EFI` on the boot disk.
+    Uefi,
+}
+
+/// Everything a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestConfig {
+    /// The VM's name, for the guest's store and for people who look at processes.
+    pub name: String,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Number of processors.
+    pub vcpus: u32,
+    /// How it boots.
+    pub firmware: Firmware,
+    /// Its disks, in any order.
+    pub disks: Vec<GuestDisk>,
+    /// Its network cards, in any order.
+    pub nics: Vec<GuestNic>,
+    /// What stands in its store from the start, by path relative to the domain's home.
+    pub xenstore: BTreeMap<String, String>,
+    /// A directory for sockets and logs, made if it is missing. Two guests never share one.
+    pub work_dir: PathBuf,
+    /// Whether the network cables are plugged in at the start.
+    pub link_up: bool,
+}
+
+/// A disk of a guest: a raw image.
+#[derive(Debug, Clone)]
+pub struct GuestDisk {
+    /// Its place, as in `VBD.userdevice`.
+    pub userdevice: u16,
+    /// The image. It must not be moved while the guest runs.
+    pub path: PathBuf,
+    /// Whether the guest must not write to it. Such an image may be used by several guests at once.
+    pub read_only: bool,
+    /// Whether firmware may boot from it; with several, the lowest `userdevice` comes first.
+    pub bootable: bool,
+}
+
+/// A network card of a guest.
+#[derive(Debug, Clone)]
+pub struct GuestNic {
+    /// Its place, as in `VIF.device`.
+    pub device: u16,
+    /// Its address, as six hex pairs with colons.
+    pub mac: String,
+}
+
+/// Something that happened in a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// The guest changed its store. Changes made from outside are not told.
+    XenStoreChanged {
+        /// Relative to the domain's home.
+        path: String,
+        /// The value, read as UTF-8 with replacements; `None` when the node and all below it are gone.
+        value: Option<String>,
+    },
+    /// The guest is gone. Sent exactly once, after everything else.
+    Exited {
+        /// How it ended, for people.
+        description: String,
+    },
+}
+
+/// Why a guest was not started or not controlled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// A program or file that guests need is not on this machine.
+    #[error("{what} is missing: {remedy}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The configuration cannot be a guest.
+    #[error("guest {guest} cannot be started: {what}")]
+    Config {
+        /// The guest's name.
+        guest: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The operating system refused something.
+    #[error("{action} for guest {guest}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The guest's name.
+        guest: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// QEMU ended before the guest ran.
+    #[error("guest {guest} did not start: {description}")]
+    NotStarted {
+        /// The guest's name.
+        guest: String,
+        /// How QEMU ended and what it said last.
+        description: String,
+    },
+    /// QEMU answered a command with an error.
+    #[error("QEMU refused {command}: {description}")]
+    Refused {
+        /// The QMP command.
+        command: String,
+        /// QEMU's words.
+        description: String,
+    },
+    /// QEMU does not answer.
+    #[error("{what} did not come within {seconds} s")]
+    Silent {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The guest has ended.
+    #[error("the guest has ended")]
+    Ended,
+    /// A path or value cannot stand in the guest's store.
+    #[error("{path} cannot be written to the guest's XenStore: {errno}")]
+    Store {
+        /// The path.
+        path: String,
+        /// XenStore's name of the error.
+        errno: &'static str,
+    },
+}
+
+/// A guest that was started. Dropping it kills the guest.
+#[derive(Debug)]
+pub struct Guest {
+    name: String,
+    pid: u32,
+    domain_id: u32,
+    console_log: PathBuf,
+    nics: Vec<String>,
+    qmp: Qmp,
+    store: Arc<Shared>,
+    kill: mpsc::Sender<()>,
+    has_ended: watch::Receiver<bool>,
+}
+
+/// Starts a guest. Returns once its processors run; what happens then comes through `events`, which
+/// has to be read: a full channel stops the guest's XenStore.
+pub async fn start(config: GuestConfig, events: mpsc::Sender<GuestEvent>) -> Result<Guest, GuestError> {
+    /// Domain numbers are never used twice, as on a host. The control domain has 0.
+    static NEXT_DOMAIN: AtomicU32 = AtomicU32::new(1);
+    check(&config)?;
+    let programs = qemu::Programs::find(config.firmware)?;
+    let domain_id = NEXT_DOMAIN.fetch_add(1, Ordering::Relaxed);
+    let domain = xenstore::Domain::build(domain_id, &config).map_err(|refusal| GuestError::Config {
+        guest: config.name.clone(),
+        what: format!("its XenStore cannot be filled: {}", refusal.name()),
+    })?;
+    let store = Arc::new(Shared::new(domain));
+    let started = supervisor::start(&config, &programs, Arc::clone(&store), events).await?;
+    let guest = Guest {
+        name: config.name,
+        pid: started.pid,
+        domain_id,
+        console_log: config.work_dir.join(qemu::CONSOLE_LOG),
+        nics: config.nics.iter().map(qemu::nic_name).collect(),
+        qmp: started.qmp,
+        store,
+        kill: started.kill,
+        has_ended: started.has_ended,
+    };
+    tracing::info!(guest = guest.name, domain = domain_id, pid = guest.pid, "guest started");
+    Ok(guest)
+}
+
+impl Guest {
+    /// QEMU's process number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The domain's number in XenStore.
+    pub fn domain_id(&self) -> u32 {
+        self.domain_id
+    }
+
+    /// The file that gets what firmware and kernel write to the serial port.
+    pub fn console_log(&self) -> PathBuf {
+        self.console_log.clone()
+    }
+
+    /// Plugs or unplugs the network cables of all cards.
+    pub async fn set_link(&self, up: bool) -> Result<(), GuestError> {
+        for nic in &self.nics {
+            self.qmp.execute("set_link", json!({ "name": nic, "up": up })).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the guest to power itself off, by `control/shutdown` in its store. Whether and when it does
+    /// is up to the guest.
+    pub async fn request_shutdown(&self) {
+        if let Err(refusal) = self.store.write("control/shutdown", "poweroff") {
+            tracing::error!(guest = self.name, errno = refusal.name(), "control/shutdown was not written");
+        }
+    }
+
+    /// Kills the guest without warning and waits until it is gone. One that has ended is fine.
+    pub async fn kill(&self) {
+        // A kill is on its way already, or the guest has ended.
+        let _ = self.kill.try_send(());
+        // An error means that the supervisor has ended, and it ends after the guest.
+        let _ = self.has_ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Stops the guest's processors.
+    pub async fn pause(&self) -> Result<(), GuestError> {
+        self.qmp.execute("stop", json!({})).await.map(|_| ())
+    }
+
+    /// Lets the guest's processors run again.
+    pub async fn resume(&self) -> Result<(), GuestError> {
+        self.qmp.execute("cont", json!({})).await.map(|_| ())
+    }
+
+    /// The node `prefix` of the guest's store and all nodes below it, by path relative to the domain's
+    /// home (`vm-data/abd/state`); nodes without a value are there with an empty one. The empty prefix
+    /// gives everything. It can be asked after the end of the guest too.
+    pub fn xenstore_tree(&self, prefix: &str) -> BTreeMap<String, String> {
+        self.store.collect(prefix)
+    }
+
+    /// Removes the node `prefix` with all below it and writes `tree` there instead, as the toolstack
+    /// does. Paths in `tree` are relative to the domain's home, as [`Guest::xenstore_tree`] gives them,
+    /// and must lie under `prefix`; if one does not, nothing changes and the refusal is logged.
+    pub async fn replace_tree(&self, prefix: &str, tree: BTreeMap<String, String>) {
+        if let Err(refusal) = self.store.replace(prefix, &tree) {
+            tracing::error!(
+                guest = self.name,
+                prefix,
+                errno = refusal.name(),
+                "the subtree was not replaced"
+            );
+        }
+    }
+}
+
+/// Refuses what QEMU or the guest would choke on later.
+fn check(config: &GuestConfig) -> Result<(), GuestError> {
+    let wrong = |what: String| GuestError::Config { guest: config.name.clone(), what };
+    if config.memory < MEMORY_MIN {
+        return Err(wrong(format!("{} bytes of memory are less than {MEMORY_MIN}", config.memory)));
+    }
+    if config.vcpus == 0 {
+        return Err(wrong("it has no processor".to_owned()));
+    }
+    if config.disks.len() > qemu::DISKS_MAX || config.nics.len() > qemu::NICS_MAX {
+        return Err(wrong(format!(
+            "{} disks and {} network cards are more than {} and {}",
+            config.disks.len(),
+            config.nics.len(),
+            qemu::DISKS_MAX,
+            qemu::NICS_MAX
+        )));
+    }
+    let mut places = BTreeSet::new();
+    for disk in &config.disks {
+        if !places.insert(disk.userdevice) {
+            return Err(wrong(format!("two disks have userdevice {}", disk.userdevice)));
+        }
+        let found = disk.path.metadata().map_err(|source| GuestError::System {
+            action: "opening a disk image",
+            guest: config.name.clone(),
+            source: io::Error::new(source.kind(), format!("{}: {source}", disk.path.display())),
+        })?;
+        if found.len() == 0 || found.len() % SECTOR_SIZE != 0 {
+            let (path, size) = (disk.path.display(), found.len());
+            return Err(wrong(format!("disk image {path} of {size} bytes is not a number of whole sectors")));
+        }
+        if disk.path.to_str().is_none() {
+            return Err(wrong(format!("the name of disk image {} is not UTF-8", disk.path.display())));
+        }
+    }
+    let mut places = BTreeSet::new();
+    for nic in &config.nics {
+        if !places.insert(nic.device) || usize::from(nic.device) >= qemu::NICS_MAX {
+            return Err(wrong(format!("network card {} is there twice or out of range", nic.device)));
+        }
+        if !is_mac(&nic.mac) {
+            return Err(wrong(format!("{:?} is not a network card's address", nic.mac)));
+        }
+    }
+    Ok(())
+}
+
+fn is_mac(text: &str) -> bool {
+    let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
+    text.split(':').count() == 6 && text.split(':').all(is_pair)
+}
