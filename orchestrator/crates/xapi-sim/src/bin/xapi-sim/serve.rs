@@ -1,0 +1,119 @@
+//! `xapi-sim serve`.
+
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use xapi_sim::{Config, Error, Flavour, Simulator};
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Directory of the pool's state: disks, guests, logs.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Where to write ports, socket, certificate fingerprint and password file as JSON [default: DIR/ports.json].
+    #[arg(long)]
+    port_file: Option<PathBuf>,
+    /// The release to imitate: xs-6.5, xs-7.0, xs-7.1, xs-7.2, xs-7.3, xs-7.6, ch-8.2, xs-8, xcp-8.2, xcp-8.3.
+    #[arg(long, default_value = "xcp-8.3")]
+    flavour: String,
+    /// The user who may log in.
+    #[arg(long, default_value = "root")]
+    user: String,
+    /// File with the password, without its line end [default: the password is "password"].
+    #[arg(long)]
+    password_file: Option<PathBuf>,
+    /// Answer JSON-RPC as servers without it do.
+    #[arg(long)]
+    no_json: bool,
+    /// Number of hosts, each with a local storage repository.
+    #[arg(long, default_value_t = 1)]
+    hosts: usize,
+    /// Size of each storage repository in GiB.
+    #[arg(long, default_value_t = 4096)]
+    sr_gib: u64,
+    /// Seconds a wrong password is left waiting.
+    #[arg(long, default_value_t = 5)]
+    login_delay: u64,
+    /// Milliseconds for which disks stay busy after their guest halted.
+    #[arg(long, default_value_t = 0)]
+    detach_lag_ms: u64,
+    /// Path of the Unix socket [default: DIR/xapi.sock].
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Port of the API over TLS; 0 picks a free one.
+    #[arg(long, default_value_t = 0)]
+    https_port: u16,
+    /// Port of the API in the clear; 0 picks a free one.
+    #[arg(long, default_value_t = 0)]
+    http_port: u16,
+    /// Port of the control interface; 0 picks a free one.
+    #[arg(long, default_value_t = 0)]
+    lab_port: u16,
+}
+
+impl ServeArgs {
+    fn config(&self) -> Result<Config, Error> {
+        let flavour = Flavour::by_name(&self.flavour)?;
+        let mut config = Config::new(&self.dir);
+        if let Some(path) = &self.password_file {
+            let text = std::fs::read_to_string(path).map_err(|source| Error::File {
+                action: "read",
+                path: path.clone(),
+                source,
+            })?;
+            config.password = text.trim_end_matches(['\r', '\n']).to_owned();
+        }
+        config.json = flavour.json && !self.no_json;
+        config.flavour = flavour;
+        config.user.clone_from(&self.user);
+        config.hosts = self.hosts;
+        config.sr_capacity = self.sr_gib << 30;
+        config.login_delay = Duration::from_secs(self.login_delay);
+        config.detach_lag = Duration::from_millis(self.detach_lag_ms);
+        config.socket.clone_from(&self.socket);
+        config.ports = [self.https_port, self.http_port, self.lab_port];
+        Ok(config)
+    }
+}
+
+/// Runs a pool until a signal or the control port ends it.
+pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let config = args.config()?;
+    let port_file = args.port_file.clone().unwrap_or_else(|| args.dir.join("ports.json"));
+    let failed =
+        |action| move |source| Error::File { action, path: PathBuf::from("the async runtime"), source };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed("start"))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed("watch signals for"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("watch signals for"))?;
+        let simulator = Simulator::start(config).await?;
+        write_ports(&simulator, &port_file)?;
+        tokio::select! {
+            () = simulator.wait_for_shutdown_request() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        simulator.shutdown().await;
+        Ok(())
+    })
+}
+
+/// The file appears complete or not at all: scripts wait for it.
+fn write_ports(simulator: &Simulator, path: &std::path::Path) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "write", path: path.to_owned(), source };
+    let text = serde_json::to_string_pretty(simulator.ports()).expect("ports are plain members");
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, &text).map_err(failed)?;
+    std::fs::rename(&partial, path).map_err(failed)?;
+    println!("{text}");
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Making disks out of disks: snapshot, clone, copy. The record, the file, the change-tracking log and the chain move
+//! together; a failure leaves none of them behind.
+
+use super::{disk, sr, track, vdi};
+use crate::failure::{Failure, Outcome};
+use crate::operation::{Operation, refuse_overlap};
+use crate::rpc::value::{EPOCH, Record, Value};
+use crate::sim::{Context, Sim, now};
+use crate::store::db::{Db, text_of};
+use uuid::Uuid;
+
+/// What kind of child a disk gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Snapshot,
+    Clone,
+}
+
+impl Kind {
+    fn operation(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Clone => "clone",
+        }
+    }
+}
+
+/// `VDI.snapshot` and `VDI.clone`: a new disk on the same repository with the same contents.
+pub(crate) async fn derive(context: &Context, source: &str, kind: Kind) -> Outcome<String> {
+    let operation = kind.operation();
+    let _running = Operation::begin(context, "VDI", source, operation, |s| {
+        s.db.get("VDI", source)?;
+        vdi::refuse_type(&s.db, source, &["cbt_metadata"])?;
+        refuse_overlap(s, "VDI", source, |other| matches!(other, "clone" | "copy"))?;
+        let sr = s.db.text("VDI", source, "SR");
+        sr::assert_plugged(&s.db, &sr)?;
+        sr::assert_space_for_disk(&context.sim.config, s, &sr)
+    })?;
+    let domain = context.with(|s| vdi::writing_domain(s, source));
+    if let Some(domain) = &domain {
+        domain.freeze().await?;
+    }
+    let outcome = copy_now(context, source, kind).await;
+    if let Some(domain) = &domain {
+        domain.thaw().await?;
+    }
+    let copy = outcome?;
+    // The live disk goes on in a new log and a new chain node, so its guest's next writes are counted from here.
+    track::observe(context, source).await?;
+    Ok(copy)
+}
+
+async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String> {
+    track::settle(context, source).await?;
+    let config = context.sim.config.clone();
+    let record = context.with(|s| derived(&s.db, source, kind))?;
+    let uuid = text_of(&record, "uuid");
+    let (from, to) = context.with(|s| {
+        let from = vdi::path_of(&config, &s.db, source);
+        let to = sr::directory(&config, &s.db, &s.db.text("VDI", source, "SR")).join(format!("{uuid}.raw"));
+        (from, to)
+    });
+    let target = to.clone();
+    let copied = Sim::blocking(move || disk::copy(&from, &target)).await;
+    if let Err(error) = copied {
+        // Removing what was never finished; the error that matters is the one above.
+        let _ = std::fs::remove_file(&to);
+        return Err(Failure::disk("copy the disk", &error));
+    }
+    Ok(context.with(|s| {
+        let live = s.db.text("VDI", source, "uuid");
+        if kind == Kind::Snapshot {
+            s.cbt.snapshot(&live, &uuid);
+        }
+        s.chains.split(&live, &uuid);
+        let sr = s.db.text("VDI", source, "SR");
+        let reference = s.db.create("VDI", record);
+        sr::refresh(&config, s, &sr);
+        reference
+    }))
+}
+
+fn derived(db: &Db, source: &str, kind: Kind) -> Outcome<Record> {
+    let mut record = db.get("VDI", source)?.clone();
+    let uuid = Uuid::new_v4().to_string();
+    let snapshot = kind == Kind::Snapshot;
+    let mut put = |name: &str, value: Value| record.insert(name.to_owned(), value);
+    put("uuid", Value::text(&uuid));
+    put("location", Value::text(&uuid));
+    put("VBDs", Value::List(vec![]));
+    put("crash_dumps", Value::List(vec![]));
+    put("snapshots", Value::List(vec![]));
+    put("current_operations", Value::Map(Record::new()));
+    put("is_a_snapshot", Value::Bool(snapshot));
+    put("snapshot_of", if snapshot { Value::text(source) } else { Value::null_ref() });
+    put("snapshot_time", if snapshot { now() } else { Value::Date(EPOCH.into()) });
+    let tracked = db.flag("VDI", source, "cbt_enabled");
+    put("cbt_enabled", Value::Bool(snapshot && tracked));
+    let parent = Uuid::new_v4().to_string();
+    put("sm_config", Value::text_map([("vdi_type", "vhd"), ("vhd-parent", parent.as_str())]));
+    Ok(record)
+}
+
+/// `VDI.copy`: the contents as a disk of their own, perhaps on another repository, perhaps into an existing disk.
+pub(crate) async fn copy(context: &Context, source: &str, sr: &str, into: Option<&str>) -> Outcome<String> {
+    let _running = Operation::begin(context, "VDI", source, "copy", |s| {
+        s.db.get("VDI", source)?;
+        vdi::refuse_type(&s.db, source, &["cbt_metadata"])?;
+        if vdi::written_to(&s.db, source) {
+            return Err(Failure::new("VDI_IN_USE", [source, "copy"]));
+        }
+        refuse_overlap(s, "VDI", source, |other| matches!(other, "clone" | "copy"))
+    })?;
+    let size = context.with(|s| s.db.int("VDI", source, "virtual_size"));
+    let target = match into {
+        Some(target) => target.to_owned(),
+        None => {
+            let mut record = context.with(|s| s.db.get("VDI", source).cloned())?;
+            record.insert("SR".into(), Value::text(sr));
+            vdi::create(context, &record).await?
+        }
+    };
+    let config = context.sim.config.clone();
+    let (from, to) = context.with(|s| {
+        if s.db.int("VDI", &target, "virtual_size") < size {
+            return Err(Failure::storage(79, "VDI Invalid size", "the target is smaller than the source"));
+        }
+        let from = vdi::path_of(&config, &s.db, source);
+        sr::assert_space(&config, s, &s.db.text("VDI", &target, "SR"), disk::occupied(&from))?;
+        Ok((from, vdi::path_of(&config, &s.db, &target)))
+    })?;
+    let copied = Sim::blocking(move || {
+        let to = disk::open(&to)?;
+        disk::zero(&to, 0, to.metadata()?.len())?;
+        disk::copy_extents(&std::fs::File::open(&from)?, &to)
+    })
+    .await;
+    context.with(|s| {
+        let (uuid, size) = (s.db.text("VDI", &target, "uuid"), u64::try_from(size).unwrap_or_default());
+        s.cbt.record(&uuid, 0, size);
+        s.chains.record(&uuid, 0, size);
+        let sr = s.db.text("VDI", &target, "SR");
+        sr::refresh(&config, s, &sr);
+    });
+    copied.map_err(|e| Failure::disk("copy the disk", &e))?;
+    Ok(target)
+}

@@ -1,0 +1,80 @@
+//! Finds what a real guest wrote: digests of a disk's granules are taken when the guest gets the disk and compared
+//! when somebody needs to know. A guest's writes never pass through the simulator, so there is no other record.
+
+use super::disk;
+use crate::failure::{Failure, Outcome};
+use crate::sim::{Context, Sim, State};
+use crate::storage::vdi::path_of;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Granule index to digest; an absent granule is all zeros.
+type Digests = HashMap<u64, [u8; 32]>;
+
+/// The disks that guests may be writing to, by VDI reference.
+#[derive(Debug, Default)]
+pub(crate) struct Baselines(HashMap<String, Option<Digests>>);
+
+impl Baselines {
+    /// The disk is open read-write in a real guest.
+    pub(crate) fn attach(&mut self, vdi: &str) {
+        self.0.insert(vdi.to_owned(), None);
+    }
+
+    pub(crate) fn detach(&mut self, vdi: &str) {
+        self.0.remove(vdi);
+    }
+
+    fn attached(&self, vdi: &str) -> bool {
+        self.0.contains_key(vdi)
+    }
+}
+
+/// Takes the baseline of a disk that a guest may write to, where its writes matter.
+pub(crate) async fn observe(context: &Context, vdi: &str) -> Outcome<()> {
+    let Some(path) = context.with(|s| wanted(s, context, vdi)) else { return Ok(()) };
+    let digests = digests_of(path).await?;
+    context.with(|s| s.baselines.0.insert(vdi.to_owned(), Some(digests)));
+    Ok(())
+}
+
+fn wanted(state: &State, context: &Context, vdi: &str) -> Option<PathBuf> {
+    let uuid = state.db.text("VDI", vdi, "uuid");
+    let matters = state.cbt.tracked(&uuid) || state.chains.has_parent(&uuid);
+    (matters && state.baselines.attached(vdi)).then(|| path_of(&context.sim.config, &state.db, vdi))
+}
+
+/// Records what the guest wrote since the baseline was taken. Without a baseline, nothing was asked for.
+pub(crate) async fn settle(context: &Context, vdi: &str) -> Outcome<()> {
+    let taken = context.with(|s| s.baselines.0.get_mut(vdi).and_then(Option::take));
+    let Some(before) = taken else { return Ok(()) };
+    let path = context.with(|s| path_of(&context.sim.config, &s.db, vdi));
+    let after = digests_of(path).await?;
+    context.with(|s| {
+        let uuid = s.db.text("VDI", vdi, "uuid");
+        let changed =
+            after.iter().filter(|(index, digest)| before.get(index) != Some(digest)).map(|(index, _)| *index);
+        let cleared = before.keys().filter(|index| !after.contains_key(index)).copied();
+        for index in changed.chain(cleared) {
+            s.cbt.record(&uuid, index * disk::GRANULE, disk::GRANULE);
+            s.chains.record(&uuid, index * disk::GRANULE, disk::GRANULE);
+        }
+        if let Some(slot) = s.baselines.0.get_mut(vdi) {
+            *slot = Some(after);
+        }
+    });
+    Ok(())
+}
+
+async fn digests_of(path: PathBuf) -> Outcome<Digests> {
+    let work = move || digests(&path).map_err(|e| Failure::disk("read the disk of a guest", &e));
+    Sim::blocking(work).await
+}
+
+fn digests(path: &Path) -> std::io::Result<Digests> {
+    let mut all = Digests::new();
+    disk::each_granule(path, |index, bytes| {
+        all.insert(index, *blake3::hash(bytes).as_bytes());
+    })?;
+    Ok(all)
+}

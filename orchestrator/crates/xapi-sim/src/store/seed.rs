@@ -1,0 +1,203 @@
+//! The records of a pool that nobody has used yet: hosts with their control domains, a local repository each, one
+//! network, and a default template as every product ships some.
+
+use super::db::Db;
+use crate::config::Config;
+use crate::rpc::value::{NULL, Record, Value};
+use crate::sim::{State, now};
+use crate::storage::sr;
+use crate::{Error, flavour::Flavour};
+use std::fs;
+
+/// Memory of every host.
+const HOST_BYTES: i64 = 64 << 30;
+
+/// Fills an empty store.
+pub(crate) fn seed(state: &mut State, config: &Config) -> Result<(), Error> {
+    let network = state.db.create(
+        "network",
+        filled(
+            "network",
+            [
+                ("name_label", Value::text("Pool-wide network associated with eth0")),
+                ("bridge", Value::text("xenbr0")),
+                ("managed", Value::Bool(true)),
+            ],
+        ),
+    );
+    let mut first = None;
+    for index in 0..config.hosts.max(1) {
+        let host = add_host(state, config, index, &network);
+        let repository = add_repository(state, config, index, &host)?;
+        first.get_or_insert((host, repository));
+    }
+    let (master, default_sr) = first.expect("there is at least one host");
+    for field in ["suspend_image_sr", "crash_dump_sr"] {
+        state.db.put("host", &master, field, Value::text(&default_sr));
+    }
+    state.db.create(
+        "pool",
+        filled(
+            "pool",
+            [
+                ("name_label", Value::text("lab pool")),
+                ("master", Value::text(&master)),
+                ("default_SR", Value::text(&default_sr)),
+                ("suspend_image_SR", Value::text(&default_sr)),
+                ("crash_dump_SR", Value::text(NULL)),
+            ],
+        ),
+    );
+    add_default_template(state);
+    Ok(())
+}
+
+fn filled<const N: usize>(class: &str, members: [(&str, Value); N]) -> Record {
+    let mut record = Db::blank(class);
+    record.extend(members.map(|(name, value)| (name.to_owned(), value)));
+    record
+}
+
+fn add_host(state: &mut State, config: &Config, index: usize, network: &str) -> String {
+    let name = format!("lab-host-{}", index + 1);
+    let metrics = filled(
+        "host_metrics",
+        [("memory_total", Value::Int(HOST_BYTES)), ("live", Value::Bool(true)), ("last_updated", now())],
+    );
+    let metrics = state.db.create("host_metrics", metrics);
+    let host = state.db.create("host", host_record(&config.flavour, &name, &metrics));
+    let cpu = filled("host_cpu", [("host", Value::text(&host)), ("vendor", Value::text("GenuineIntel"))]);
+    state.db.create("host_cpu", cpu);
+    let mac = crate::vif::generated_mac("lab", &index.to_string());
+    state.db.create(
+        "PIF",
+        filled(
+            "PIF",
+            [
+                ("device", Value::text("eth0")),
+                ("network", Value::text(network)),
+                ("host", Value::text(&host)),
+                ("MAC", Value::text(mac)),
+                ("MTU", Value::Int(1500)),
+                ("VLAN", Value::Int(-1)),
+                ("physical", Value::Bool(true)),
+                ("management", Value::Bool(true)),
+                ("IP", Value::text("127.0.0.1")),
+                ("netmask", Value::text("255.0.0.0")),
+                ("ip_configuration_mode", Value::text("Static")),
+            ],
+        ),
+    );
+    let control = add_control_domain(state, &name, &host);
+    state.db.put("host", &host, "control_domain", Value::text(control));
+    host
+}
+
+fn host_record(flavour: &Flavour, name: &str, metrics: &str) -> Record {
+    filled(
+        "host",
+        [
+            ("name_label", Value::text(name)),
+            ("hostname", Value::text(name)),
+            ("address", Value::text("127.0.0.1")),
+            ("enabled", Value::Bool(true)),
+            ("metrics", Value::text(metrics)),
+            ("API_version_major", Value::Int(flavour.api.major.into())),
+            ("API_version_minor", Value::Int(flavour.api.minor.into())),
+            ("API_version_vendor", Value::text("XenSource")),
+            ("software_version", flavour.software_version(name)),
+            ("capabilities", Value::texts(["xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_64"])),
+            (
+                "cpu_info",
+                Value::text_map([("cpu_count", "2"), ("socket_count", "1"), ("vendor", "GenuineIntel")]),
+            ),
+            ("edition", Value::text("free")),
+            ("license_params", Value::text_map([("expiry", "20991231T00:00:00Z")])),
+        ],
+    )
+}
+
+fn add_control_domain(state: &mut State, name: &str, host: &str) -> String {
+    let record = filled(
+        "VM",
+        [
+            ("name_label", Value::text(format!("Control domain on host: {name}"))),
+            ("is_control_domain", Value::Bool(true)),
+            ("power_state", Value::text("Running")),
+            ("domid", Value::Int(0)),
+            ("resident_on", Value::text(host)),
+            ("affinity", Value::text(host)),
+            ("domain_type", Value::text("pv")),
+            ("memory_static_max", Value::Int(2 << 30)),
+            ("memory_dynamic_max", Value::Int(2 << 30)),
+            ("memory_dynamic_min", Value::Int(2 << 30)),
+            ("VCPUs_max", Value::Int(2)),
+            ("VCPUs_at_startup", Value::Int(2)),
+        ],
+    );
+    crate::vm::create::insert(state, record)
+}
+
+fn add_repository(state: &mut State, config: &Config, index: usize, host: &str) -> Result<String, Error> {
+    let name = if index == 0 { "Local storage".to_owned() } else { format!("Local storage {}", index + 1) };
+    let repository = state.db.create(
+        "SR",
+        filled(
+            "SR",
+            [
+                ("name_label", Value::text(name)),
+                ("type", Value::text("ext")),
+                ("content_type", Value::text("user")),
+                ("physical_size", sr::size_value(config.sr_capacity)),
+            ],
+        ),
+    );
+    let directory = sr::directory(config, &state.db, &repository);
+    fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
+    state.db.create(
+        "PBD",
+        filled(
+            "PBD",
+            [
+                ("host", Value::text(host)),
+                ("SR", Value::text(&repository)),
+                ("device_config", Value::text_map([("device", "/dev/disk/by-id/lab")])),
+                ("currently_attached", Value::Bool(true)),
+            ],
+        ),
+    );
+    Ok(repository)
+}
+
+fn add_default_template(state: &mut State) {
+    let record = filled(
+        "VM",
+        [
+            ("name_label", Value::text("Other install media")),
+            ("is_a_template", Value::Bool(true)),
+            ("is_default_template", Value::Bool(true)),
+            ("power_state", Value::text("Halted")),
+            ("domid", Value::Int(-1)),
+            ("domain_type", Value::text("hvm")),
+            ("HVM_boot_policy", Value::text("BIOS order")),
+            ("HVM_boot_params", Value::text_map([("order", "cdn"), ("firmware", "bios")])),
+            ("memory_static_min", Value::Int(128 << 20)),
+            ("memory_static_max", Value::Int(1 << 30)),
+            ("memory_dynamic_min", Value::Int(1 << 30)),
+            ("memory_dynamic_max", Value::Int(1 << 30)),
+            ("VCPUs_max", Value::Int(1)),
+            ("VCPUs_at_startup", Value::Int(1)),
+            ("actions_after_shutdown", Value::text("destroy")),
+            ("actions_after_reboot", Value::text("restart")),
+            ("actions_after_crash", Value::text("restart")),
+            (
+                "other_config",
+                Value::text_map([
+                    ("default_template", "true"),
+                    ("mac_seed", "6d7dff6f-3a0a-4f2e-9bd1-0c2f8ea2d1a1"),
+                ]),
+            ),
+        ],
+    );
+    crate::vm::create::insert(state, record);
+}

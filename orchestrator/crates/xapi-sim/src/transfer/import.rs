@@ -1,0 +1,121 @@
+//! `PUT /import`: an XVA becomes VMs.
+
+use super::Transfer;
+use super::body::Body;
+use super::objects::{Imported, create_all};
+use super::tar::Tar;
+use super::xva::{Chunks, manifest};
+use crate::failure::{Failure, Outcome};
+use crate::http::wire::{BlockingBody, Head, Stream};
+use crate::rpc::value::Value;
+use crate::sim::{Context, Sim};
+use crate::storage::{disk, sr, vdi};
+use std::os::unix::fs::FileExt;
+use tokio::runtime::Handle;
+
+pub(super) async fn serve(transfer: &Transfer, mut stream: Stream, head: &Head) -> std::io::Result<Stream> {
+    let context = &transfer.context;
+    let Some(length) = head.content_length().filter(|_| !head.is_chunked()) else {
+        let failure = Failure::bare("IMPORT_ERROR_CANNOT_HANDLE_CHUNKED");
+        return transfer.refuse(stream, 403, failure).await;
+    };
+    let target = match target_sr(context, head) {
+        Ok(target) => target,
+        Err(failure) => return transfer.refuse(stream, 400, failure).await,
+    };
+    transfer.accept(&mut stream, "application/octet-stream").await?;
+    let options = Options { sr: target, force: head.flag("force"), restore: head.flag("restore") };
+    let body = BlockingBody::new(stream, length);
+    let inner = context.clone();
+    let stop = transfer.strikes_before();
+    let work =
+        move || if stop { (body.into_stream(), Ok(Value::void())) } else { run(&inner, body, &options) };
+    let (stream, outcome) = Sim::blocking(work).await;
+    transfer.finish(outcome);
+    Ok(stream)
+}
+
+struct Options {
+    sr: String,
+    force: bool,
+    restore: bool,
+}
+
+fn target_sr(context: &Context, head: &Head) -> Outcome<String> {
+    context.with(|s| {
+        let sr = match (head.param("sr_id"), head.param("sr_uuid")) {
+            (Some(reference), _) => {
+                s.db.get("SR", &reference)?;
+                reference
+            }
+            (None, Some(uuid)) => s.db.by_uuid("SR", &uuid)?,
+            (None, None) => sr::default_sr(&s.db)?,
+        };
+        if s.db.text("SR", &sr, "content_type") == "iso" {
+            return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]));
+        }
+        Ok(sr)
+    })
+}
+
+/// Reads the whole stream on a blocking thread and gives the connection back.
+fn run(context: &Context, body: BlockingBody, options: &Options) -> (Stream, Outcome<Value>) {
+    let mut body = body;
+    let mut made = Imported::default();
+    let outcome = read(context, &mut body, options, &mut made);
+    if outcome.is_err() && !options.force {
+        made.undo(context);
+    }
+    let vms = outcome.map(|()| Value::texts(made.vms.iter().cloned()));
+    (body.into_stream(), vms)
+}
+
+fn read(context: &Context, body: &mut BlockingBody, options: &Options, made: &mut Imported) -> Outcome<()> {
+    let broken = |e: std::io::Error| Failure::new("IMPORT_ERROR_GENERIC", [e.to_string()]);
+    let mut tar = Tar::new(Body::open(body).map_err(broken)?);
+    let api = context.sim.config.flavour.api;
+    let manifest = manifest(&mut tar, (api.major.into(), api.minor.into()))?;
+    let creating = create_all(context, &manifest, &options.sr, options.restore, made);
+    Handle::current().block_on(creating)?;
+    if let Some(task) = &context.task {
+        let done = Some(Value::text("complete"));
+        context.with(|s| s.db.put_key("task", task, "other_config", "object_creation", done));
+    }
+    let mut chunks = Chunks::new(&mut tar, options.force);
+    let count = made.disks.len().max(1) as f64;
+    for (index, target) in made.disks.iter().enumerate() {
+        fill(context, &mut chunks, target)?;
+        context.progress((index + 1) as f64 / count);
+    }
+    let ignored = chunks.finish()?;
+    if !ignored.is_empty() {
+        tracing::warn!(count = ignored.len(), "checksum errors were ignored on request");
+    }
+    // What a compressed stream still holds after the archive does not matter.
+    tar.into_inner().into_inner();
+    context.with(|s| {
+        for target in &made.disks {
+            s.db.put_key("VDI", &target.vdi, "sm_config", "import_task", None);
+        }
+        sr::refresh(&context.sim.config, s, &options.sr);
+    });
+    Ok(())
+}
+
+fn fill<R: std::io::Read>(
+    context: &Context,
+    chunks: &mut Chunks<'_, R>,
+    target: &super::objects::Disk,
+) -> Outcome<()> {
+    let path = context.with(|s| vdi::path_of(&context.sim.config, &s.db, &target.vdi));
+    let repository = context.with(|s| s.db.text("VDI", &target.vdi, "SR"));
+    let file = disk::open(&path).map_err(|e| Failure::disk("open the disk", &e))?;
+    chunks.disk(&target.id, target.size, |offset, bytes| {
+        context.check_cancelled()?;
+        if disk::is_zero(bytes) {
+            return Ok(());
+        }
+        context.with(|s| sr::assert_space(&context.sim.config, s, &repository, bytes.len() as u64))?;
+        file.write_all_at(bytes, offset).map_err(|e| Failure::new("VDI_IO_ERROR", [e.to_string()]))
+    })
+}
