@@ -9,10 +9,12 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod backup;
 mod error;
 pub mod init;
 pub mod net;
 pub mod platform;
+mod restore;
 mod sys;
 pub mod worker;
 

@@ -37,8 +37,10 @@ pub(crate) fn link_address(interface_index: i32, ether_type: u16, mac: [u8; 6]) 
 
 extern "C" fn power_off_at_once(_signal: libc::c_int) {
     const LAST: &[u8] = b"abd: PID 1 crashed, powering off\n";
-    // Async-signal-safe: two system calls. A result could not be used any more.
+    // Async-signal-safe: system calls only. A result could not be used any more.
     let _ = nix::unistd::write(std::io::stderr(), LAST);
+    // For the serial port to send it.
+    std::thread::sleep(std::time::Duration::from_millis(100));
     let _ = reboot(RebootMode::RB_POWER_OFF);
 }
 

@@ -120,7 +120,7 @@ enum Error {
 pub(super) fn run() -> ExitCode {
     sys::power_off_on_fatal_signals();
     panic::set_hook(Box::new(|what| {
-        console::line(&format!("PID 1 panicked: {what}"));
+        console::line(&format!("PID 1 {what}").replace('\n', " "));
         power::off("PID 1 panicked")
     }));
     let boot = clock::uptime();
@@ -143,7 +143,9 @@ fn supervise(boot: Duration) -> Result<Infallible, Error> {
     let (life_end, worker_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(Error::Setup)?;
     let worker = start_worker(worker_end, boot).map_err(Error::Spawn)?;
     let mut life = Life::new(Instant::now());
-    let end = watch(worker, &signals, File::from(life_end), &mut life);
+    // Never closed, so it stays armed: it ends the machine should the power-off hang.
+    let mut watchdog = open_watchdog();
+    let end = watch(worker, &signals, File::from(life_end), &mut watchdog, &mut life);
     if matches!(end, End::Silent(_) | End::Asked(_)) {
         kill_worker(worker);
     }
@@ -175,8 +177,13 @@ fn start_worker(worker_end: OwnedFd, boot: Duration) -> std::io::Result<Pid> {
 }
 
 /// Waits for the end of the worker, of its time, or of the machine.
-fn watch(worker: Pid, signals: &SignalFd, mut life_end: File, life: &mut Life) -> End {
-    let mut watchdog = open_watchdog();
+fn watch(
+    worker: Pid,
+    signals: &SignalFd,
+    mut life_end: File,
+    watchdog: &mut Option<File>,
+    life: &mut Life,
+) -> End {
     let mut frames = Frames::default();
     let mut fed = Instant::now();
     let mut pipe_open = true;
@@ -186,7 +193,7 @@ fn watch(worker: Pid, signals: &SignalFd, mut life_end: File, life: &mut Life) -
             return End::Silent(life.limit);
         }
         let mut wait = life.until - now;
-        if let Some(device) = &mut watchdog {
+        if let Some(device) = watchdog {
             if fed.elapsed() >= WATCHDOG_FEED {
                 // A watchdog that takes no food bites: that powers off, too.
                 let _ = device.write_all(b"\0");

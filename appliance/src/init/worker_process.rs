@@ -43,7 +43,8 @@ pub(super) fn run() -> ExitCode {
     };
     let for_hook = ticker.clone();
     panic::set_hook(Box::new(move |what| {
-        let text = format!("the worker panicked: {what}").replace('\n', " ");
+        // It says "panicked at", the place, and on a second line why.
+        let text = format!("the worker {what}").replace('\n', " ");
         for_hook.error("panic", &text);
         console::line(&text);
     }));
@@ -67,9 +68,8 @@ fn job(ticker: &Ticker) -> ExitReason {
         Ok(opened) => opened,
         Err(error) => {
             let error = Error::from(error);
-            // PID 1 will try to leave this in XenStore.
+            // PID 1 says it on the console and tries once more to leave it in XenStore.
             ticker.error(error.code(), &chain(&error));
-            console::line(&format!("FAILED ({}): {}", error.code(), chain(&error)));
             return ExitReason::Failed;
         }
     };

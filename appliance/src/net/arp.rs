@@ -11,7 +11,7 @@ use super::packet::{self, BROADCAST_MAC};
 /// Probes sent; one may be lost while a switch learns our port.
 const PROBES: u32 = 3;
 /// Wait after each. RFC 5227 waits seconds; a throw-away VM cannot, and a machine on the link answers within a few ms.
-const PROBE_WAIT: Duration = Duration::from_millis(120);
+const PROBE_WAIT: Duration = Duration::from_millis(80);
 /// Announcements, as in the RFC. They matter here: the next appliance gets the same address with another MAC.
 const ANNOUNCEMENTS: u32 = 2;
 

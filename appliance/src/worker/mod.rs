@@ -1,44 +1,62 @@
-//! The job. So far it brings no work of its own: it says that it was given no order and ends.
+//! The job: claims the order, reads or writes the disks of it, says how it ended.
+//!
+//! Owns: the link to the orchestrator and the memory of a job. Threads read, hash, seal and write; one more thread
+//! runs everything asynchronous. Promises: memory does not grow with the disks (2 MiB of bitmap per TiB apart); every
+//! failure is told to the orchestrator while the link works, and to XenStore always. Never: trusts an order, an
+//! answer or a disk without checking it.
 
-use std::fmt;
+mod budget;
+mod error;
+mod job;
+mod link;
+mod nodes;
+mod order;
+mod outside;
+mod run;
+mod runtime;
+pub(crate) mod threads;
 
-use crate::platform::{ExitReason, Reporter, State, WorkerEnv};
+pub use budget::Budget;
+pub use error::Error;
+pub use job::{Assignment, perform};
+pub use outside::Outside;
+pub use pin::Identity;
 
-/// Who we are towards the orchestrator.
-#[derive(Debug)]
-pub struct Identity;
+pub(crate) use link::{Errand, Link, Patience, Pending, PendingPack};
+pub(crate) use nodes::NodesAhead;
+pub(crate) use run::Run;
+#[cfg(test)]
+pub(crate) use runtime::Runtime;
 
-/// Why the job failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(Refusal);
+use crate::platform::{ExitReason, Reporter, WorkerEnv};
+use std::sync::Arc;
 
-/// What the orchestrator would not give us.
-#[derive(Debug)]
-pub struct Refusal;
+/// Makes this appliance's key pair and publishes its digest, before the network is touched.
+///
+/// # Errors
+/// Where the kernel has no randomness to make a key from.
+pub fn announce(reporter: &Reporter) -> Result<Identity, crate::Error> {
+    let identity = Identity::generate().map_err(Error::from)?;
+    reporter.key(identity.fingerprint().as_bytes());
+    Ok(identity)
+}
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this appliance can boot and reach its network, but carries no backup engine")
+/// Does the job. The outcome is reported when it returns.
+pub fn run(env: WorkerEnv, identity: Identity) -> ExitReason {
+    let reporter = env.reporter.clone();
+    let assignment = Assignment {
+        job: env.config.job.clone(),
+        addresses: env.config.urls.clone(),
+        orchestrator_key: env.config.orchestrator_key,
+    };
+    match perform(&assignment, &identity, Arc::new(env)) {
+        Ok(()) => {
+            reporter.finished();
+            ExitReason::Finished
+        }
+        Err(error) => {
+            reporter.fail(&error.into());
+            ExitReason::Failed
+        }
     }
-}
-
-impl Error {
-    /// Short code for programs.
-    pub fn code(&self) -> &'static str {
-        "order-refused"
-    }
-}
-
-/// Called before the network is touched.
-pub fn announce(_reporter: &Reporter) -> Result<Identity, crate::Error> {
-    Ok(Identity)
-}
-
-/// Called with the network up.
-pub fn run(env: WorkerEnv, _identity: Identity) -> ExitReason {
-    env.reporter.state(State::Connecting);
-    env.ticker.tick();
-    env.reporter.fail(&Error(Refusal).into());
-    ExitReason::Failed
 }

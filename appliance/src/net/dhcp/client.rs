@@ -20,8 +20,11 @@ pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(16);
 /// Requests for an offered address before we look for another server.
 const REQUEST_TRIES: u32 = 4;
-/// Pause after a refusal (a NAK, a conflict), so that a broken server is not asked in a tight loop.
+/// Pause after a NAK, so that a broken server is not asked in a tight loop.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after declining an address (RFC 2131, 3.1.5): servers set declined addresses aside, and something that answers
+/// for every address must not use up all of them.
+const DECLINED_PAUSE: Duration = Duration::from_secs(10);
 /// Least pause between two attempts to renew. RFC 2131 says 60 s; a job must notice an answer sooner.
 const RENEW_RETRY_MIN: Duration = Duration::from_secs(10);
 /// Leases shorter than this are treated as this long: nothing sensible renews several times a second.
@@ -243,7 +246,7 @@ impl Client {
                 let mut decline = self.request(Kind::Decline, now);
                 decline.requested = Some(address);
                 decline.server = lease.server;
-                self.select(now, REFUSED_PAUSE);
+                self.select(now, DECLINED_PAUSE);
                 vec![Action::Broadcast(decline.encode())]
             }
             (state, _) => {

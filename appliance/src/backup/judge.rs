@@ -1,0 +1,240 @@
+//! The judge: takes hashed reads in disk order, compares them with the base, builds the tree, and decides which
+//! blocks the store must be asked about.
+
+use super::packer::ToPacker;
+use super::recent::Recent;
+use super::stages::{Batch, Candidate, Hashed};
+use crate::worker::{Error, NodesAhead, Run};
+use blocks::{BLOCK_SIZE, ByteCount};
+use diskio::{Filled, Pool};
+use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use wire::{KnownQuestion, PATH_KNOWN};
+
+/// Judges the reads of one disk.
+pub(super) struct Judge<'a> {
+    pub(super) run: &'a Run,
+    pub(super) disk: u16,
+    /// Bytes that the plan covers.
+    pub(super) planned: ByteCount,
+    pub(super) pool: &'a Pool,
+    pub(super) recent: &'a mut Recent,
+    pub(super) builder: TreeBuilder,
+    pub(super) nodes: NodesAhead<'a>,
+    pub(super) outlet: Outlet<'a>,
+}
+
+/// The leaf that the current blocks belong to.
+struct OpenLeaf {
+    index: u64,
+    node: Node,
+}
+
+impl Judge<'_> {
+    /// Judges until the reads end; gives the disk's tree, all of it durable in the store.
+    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Tree, Error> {
+        // Reads that overtook an earlier one; each holds a buffer, so the pool bounds them.
+        let mut early = BTreeMap::new();
+        let mut next_sequence = 0;
+        let mut judged = 0;
+        let mut leaf = None;
+        while let Some(next) = self.next(hashed)? {
+            early.insert(next.filled.sequence, next);
+            while let Some(next) = early.remove(&next_sequence) {
+                next_sequence += 1;
+                judged += next.filled.read.size.get();
+                self.judge(next, &mut leaf)?;
+            }
+        }
+        // The reader or a hasher failed, and says why itself. A tree is finished only over all that was planned.
+        if !early.is_empty() || judged != self.planned.get() {
+            return Err(Error::Aborted);
+        }
+        self.close(&mut leaf)?;
+        let Self { builder, mut nodes, mut outlet, .. } = self;
+        let tree = builder.finish(&mut nodes, &mut |id, node| outlet.emit(id, node))?;
+        outlet.finish()?;
+        Ok(tree)
+    }
+
+    /// The next read. A batch that holds the last buffers is sent off before waiting: its blocks hold on to buffers
+    /// that the reader may be waiting for.
+    fn next(&mut self, hashed: &Receiver<Hashed>) -> Result<Option<Hashed>, Error> {
+        self.run.check()?;
+        match hashed.try_recv() {
+            Ok(next) => return Ok(Some(next)),
+            Err(TryRecvError::Disconnected) => return Ok(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        if self.pool.free() == 0 {
+            self.outlet.ask()?;
+        }
+        Ok(hashed.recv().ok())
+    }
+
+    fn judge(&mut self, hashed: Hashed, leaf: &mut Option<OpenLeaf>) -> Result<(), Error> {
+        let Hashed { filled, ids } = hashed;
+        let size = filled.buffer.len();
+        let chunk = Arc::new(filled);
+        let (mut zero, mut unchanged, mut known) = (0, 0, 0);
+        for ((block, id), at) in
+            chunk.read.range.blocks().zip(ids).zip((0..size).step_by(BLOCK_SIZE as usize))
+        {
+            let end = size.min(at + BLOCK_SIZE as usize);
+            let (node, slot) = self.leaf(block.get(), leaf)?;
+            let old = node.block(slot);
+            let plain_size = (end - at) as u64;
+            match id {
+                None => zero += plain_size,
+                Some(_) if id == old => unchanged += plain_size,
+                Some(_) => {}
+            }
+            if id == old {
+                continue;
+            }
+            node.set_block(slot, id);
+            let Some(id) = id else { continue };
+            if self.recent.insert(id) {
+                self.outlet.offer(Candidate { id, chunk: chunk.clone(), at: at..end })?;
+            } else {
+                known += plain_size;
+            }
+        }
+        self.count(&chunk, zero, unchanged, known);
+        Ok(())
+    }
+
+    fn count(&self, chunk: &Filled, zero: u64, unchanged: u64, known: u64) {
+        let add = |count: &mut ByteCount, bytes| *count = count.saturating_add(ByteCount::new(bytes));
+        self.run.count(self.disk, |counts| {
+            add(&mut counts.moved, chunk.read.size.get());
+            add(&mut counts.zero, zero);
+            add(&mut counts.unchanged, unchanged);
+            add(&mut counts.known, known);
+        });
+    }
+
+    /// The leaf of a block and the block's slot in it; closes the leaf before.
+    fn leaf<'l>(
+        &mut self,
+        block: u64,
+        leaf: &'l mut Option<OpenLeaf>,
+    ) -> Result<(&'l mut Node, usize), Error> {
+        let index = block / FAN_OUT;
+        if leaf.as_ref().is_none_or(|open| open.index != index) {
+            self.close(leaf)?;
+            let outlet = &mut self.outlet;
+            let node =
+                self.builder.base_leaf(index, &mut self.nodes, &mut |id, node| outlet.emit(id, node))?;
+            *leaf = Some(OpenLeaf { index, node });
+        }
+        let open = leaf.as_mut().expect("opened above");
+        Ok((&mut open.node, (block % FAN_OUT) as usize))
+    }
+
+    fn close(&mut self, leaf: &mut Option<OpenLeaf>) -> Result<(), Error> {
+        let Some(OpenLeaf { index, node }) = leaf.take() else { return Ok(()) };
+        let outlet = &mut self.outlet;
+        self.builder.put_leaf(index, &node, &mut self.nodes, &mut |id, node| outlet.emit(id, node))
+    }
+}
+
+/// What leaves the judge: blocks to ask about, and tree nodes.
+pub(super) struct Outlet<'a> {
+    run: &'a Run,
+    disk: u16,
+    batches: SyncSender<Batch>,
+    packer: SyncSender<ToPacker>,
+    batch: Vec<Candidate>,
+    /// Reads whose buffers the batch holds.
+    held: usize,
+    issued: u64,
+    sealer: Sealer,
+    tree_pack: Option<PackWriter>,
+}
+
+impl<'a> Outlet<'a> {
+    pub(super) fn new(
+        run: &'a Run,
+        disk: u16,
+        level: i32,
+        batches: SyncSender<Batch>,
+        packer: SyncSender<ToPacker>,
+    ) -> Result<Self, Error> {
+        let sealer = Sealer::new(level)?;
+        Ok(Self {
+            run,
+            disk,
+            batches,
+            packer,
+            batch: Vec::new(),
+            held: 0,
+            issued: 0,
+            sealer,
+            tree_pack: None,
+        })
+    }
+
+    /// Takes a block that differs from the base.
+    fn offer(&mut self, candidate: Candidate) -> Result<(), Error> {
+        if self.batch.last().is_none_or(|last| !Arc::ptr_eq(&last.chunk, &candidate.chunk)) {
+            self.held += 1;
+        }
+        self.batch.push(candidate);
+        self.issued += 1;
+        let budget = &self.run.budget;
+        if self.batch.len() >= budget.known_batch || self.held >= budget.read_buffers / 3 {
+            self.ask()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the store about the blocks gathered so far.
+    fn ask(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.held = 0;
+        let candidates = std::mem::take(&mut self.batch);
+        let ids = candidates.iter().map(|candidate| candidate.id).collect();
+        let answer = self.run.link.start(PATH_KNOWN, &KnownQuestion { ids });
+        self.batches.send(Batch { candidates, answer }).map_err(|_| Error::Aborted)
+    }
+
+    /// Takes a node that is not in the store.
+    fn emit(&mut self, id: NodeId, node: &Node) -> Result<(), Error> {
+        let limit = self.run.budget.tree_pack_size;
+        if self.tree_pack.as_ref().is_some_and(|pack| !pack.has_room(limit)) {
+            self.send_nodes()?;
+        }
+        let pack = self.tree_pack.get_or_insert_with(|| PackWriter::new(PackKind::Tree, limit));
+        let sealed = self.sealer.seal(node.as_bytes())?;
+        pack.push(*id.as_bytes(), node.as_bytes().len(), sealed);
+        Ok(())
+    }
+
+    /// Sends the nodes gathered so far, once everything below them is durable.
+    fn send_nodes(&mut self) -> Result<(), Error> {
+        self.settle_blocks()?;
+        let Some(pack) = self.tree_pack.take() else { return Ok(()) };
+        let count = pack.len() as u64;
+        self.run.link.put_pack(pack.finish()).wait()?;
+        self.run.count(self.disk, |counts| counts.nodes += count);
+        Ok(())
+    }
+
+    /// Waits until every block that was ever offered is durable in the store.
+    fn settle_blocks(&mut self) -> Result<(), Error> {
+        self.ask()?;
+        let (reply, done) = sync_channel(1);
+        let barrier = ToPacker::Barrier { issued: self.issued, reply };
+        self.packer.send(barrier).map_err(|_| Error::Aborted)?;
+        done.recv().map_err(|_| Error::Aborted)
+    }
+
+    fn finish(mut self) -> Result<(), Error> {
+        self.send_nodes()
+    }
+}

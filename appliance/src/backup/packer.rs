@@ -1,0 +1,135 @@
+//! Fills packs with sealed blocks and sends them.
+
+use super::stages::SealedBlocks;
+use crate::worker::{Error, PendingPack, Run};
+use blocks::ByteCount;
+use seal::{PackKind, PackWriter, Sealed};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+/// Packs on their way at once: one crosses the network while the store syncs the other.
+const IN_FLIGHT: usize = 2;
+/// A pack is ended at this many blocks too: its index is held in memory beside it.
+const MAX_BLOCKS: usize = 16 << 10;
+
+/// What the packer is told.
+pub(super) enum ToPacker {
+    /// So many candidates are in the store already.
+    Known(u64),
+    /// Blocks to ship.
+    Sealed(SealedBlocks),
+    /// Answer once `issued` candidates are known or durable.
+    Barrier {
+        /// Candidates of the disk that were ever issued.
+        issued: u64,
+        /// Where to answer.
+        reply: SyncSender<()>,
+    },
+}
+
+/// The packer of one disk.
+pub(super) struct Packer<'a> {
+    run: &'a Run,
+    disk: u16,
+    spare: &'a mut Vec<Vec<u8>>,
+    /// Packs whose memory exists: spare, being filled, or on their way.
+    allocated: usize,
+    writer: Option<PackWriter>,
+    in_flight: VecDeque<PendingPack>,
+    /// Candidates that are known, or in a pack.
+    settled: u64,
+}
+
+impl<'a> Packer<'a> {
+    pub(super) fn new(run: &'a Run, disk: u16, spare: &'a mut Vec<Vec<u8>>) -> Self {
+        let allocated = spare.len();
+        Self { run, disk, spare, allocated, writer: None, in_flight: VecDeque::new(), settled: 0 }
+    }
+
+    /// Works until every sender is gone.
+    pub(super) fn run(mut self, queue: &Receiver<ToPacker>) -> Result<(), Error> {
+        let mut barrier: Option<(u64, SyncSender<()>)> = None;
+        while let Ok(message) = queue.recv() {
+            match message {
+                ToPacker::Known(count) => self.settled += count,
+                ToPacker::Sealed(blocks) => self.push(&blocks)?,
+                ToPacker::Barrier { issued, reply } => barrier = Some((issued, reply)),
+            }
+            if let Some((_, reply)) = barrier.take_if(|(issued, _)| *issued == self.settled) {
+                self.send()?;
+                while !self.in_flight.is_empty() {
+                    self.wait_oldest()?;
+                }
+                // Nobody waits any more: the judge failed, and its error is reported.
+                let _ = reply.send(());
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, sealed: &SealedBlocks) -> Result<(), Error> {
+        let mut plain_size = 0;
+        for block in &sealed.blocks {
+            let full = |writer: &PackWriter| {
+                !writer.has_room(self.run.budget.pack_size) || writer.len() >= MAX_BLOCKS
+            };
+            if self.writer.as_ref().is_some_and(full) {
+                self.send()?;
+            }
+            let bytes = &sealed.bytes[block.at.clone()];
+            let writer = self.writer()?;
+            writer.push(*block.id.as_bytes(), block.plain_size, Sealed { codec: block.codec, bytes });
+            plain_size += block.plain_size as u64;
+        }
+        self.settled += sealed.blocks.len() as u64;
+        self.run.count(self.disk, |counts| {
+            counts.shipped = counts.shipped.saturating_add(ByteCount::new(plain_size));
+            counts.sealed = counts.sealed.saturating_add(ByteCount::new(sealed.bytes.len() as u64));
+        });
+        Ok(())
+    }
+
+    /// The pack being filled; waits for memory where all packs are on their way.
+    fn writer(&mut self) -> Result<&mut PackWriter, Error> {
+        if self.writer.is_none() {
+            if self.spare.is_empty() && self.allocated >= self.run.budget.packs {
+                self.wait_oldest()?;
+            }
+            let memory = self.spare.pop().unwrap_or_else(|| {
+                self.allocated += 1;
+                Vec::new()
+            });
+            self.writer = Some(self.fresh_writer(memory));
+        }
+        Ok(self.writer.as_mut().expect("made above"))
+    }
+
+    fn fresh_writer(&self, memory: Vec<u8>) -> PackWriter {
+        let size = self.run.budget.pack_size;
+        if memory.capacity() < size {
+            PackWriter::new(PackKind::Data, size)
+        } else {
+            PackWriter::reusing(PackKind::Data, memory)
+        }
+    }
+
+    /// Ends the pack being filled and sends it.
+    fn send(&mut self) -> Result<(), Error> {
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        let pack = writer.finish();
+        while self.in_flight.len() >= IN_FLIGHT {
+            self.wait_oldest()?;
+        }
+        self.in_flight.push_back(self.run.link.put_pack(pack));
+        Ok(())
+    }
+
+    fn wait_oldest(&mut self) -> Result<(), Error> {
+        if let Some(oldest) = self.in_flight.pop_front() {
+            let memory = oldest.wait()?;
+            self.spare.push(memory);
+            self.run.outside.tick();
+        }
+        Ok(())
+    }
+}

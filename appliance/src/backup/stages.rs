@@ -1,0 +1,139 @@
+//! The stages around the judge: reading, hashing, asking the store, sealing.
+
+use super::packer::ToPacker;
+use crate::worker::{Error, Pending, Run, threads};
+use blocks::{BLOCK_SIZE, ByteCount, Read};
+use diskio::{Filled, ReadEngine};
+use seal::{BlockId, Codec, IdKey, Sealer, is_zero};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, Mutex};
+use wire::{KnownAnswer, PATH_KNOWN};
+
+/// A read with the ids of its blocks; zero blocks have none.
+pub(super) struct Hashed {
+    pub(super) filled: Filled,
+    pub(super) ids: Vec<Option<BlockId>>,
+}
+
+/// A block that differs from the base and that this job has not met lately. It holds on to its read's buffer.
+pub(super) struct Candidate {
+    pub(super) id: BlockId,
+    pub(super) chunk: Arc<Filled>,
+    pub(super) at: Range<usize>,
+}
+
+/// Candidates that the store is being asked about.
+pub(super) struct Batch {
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) answer: Pending,
+}
+
+/// Sealed blocks in one piece of memory.
+#[derive(Default)]
+pub(super) struct SealedBlocks {
+    pub(super) bytes: Vec<u8>,
+    pub(super) blocks: Vec<SealedAt>,
+}
+
+pub(super) struct SealedAt {
+    pub(super) id: BlockId,
+    pub(super) plain_size: usize,
+    pub(super) codec: Codec,
+    pub(super) at: Range<usize>,
+}
+
+impl Candidate {
+    pub(super) fn plain(&self) -> &[u8] {
+        &self.chunk.buffer[self.at.clone()]
+    }
+}
+
+/// Reads the plan.
+pub(super) fn read(
+    run: &Run,
+    mut engine: Box<dyn ReadEngine>,
+    mut plan: impl Iterator<Item = Read>,
+    chunks: &SyncSender<Filled>,
+) -> Result<(), Error> {
+    while let Some(filled) = engine.next(&mut plan) {
+        run.check()?;
+        chunks.send(filled?).map_err(|_| Error::Aborted)?;
+    }
+    Ok(())
+}
+
+/// Zero test and id of every block.
+pub(super) fn hash(
+    key: &IdKey,
+    chunks: &Mutex<Receiver<Filled>>,
+    hashed: &SyncSender<Hashed>,
+) -> Result<(), Error> {
+    while let Some(filled) = threads::take(chunks) {
+        let blocks = filled.buffer.chunks(BLOCK_SIZE as usize);
+        let ids = blocks.map(|plain| (!is_zero(plain)).then(|| key.block_id(plain))).collect();
+        hashed.send(Hashed { filled, ids }).map_err(|_| Error::Aborted)?;
+    }
+    Ok(())
+}
+
+/// Takes the store's answers and passes on what it does not have, a read's blocks at a time.
+pub(super) fn sift(
+    run: &Run,
+    disk: u16,
+    batches: &Receiver<Batch>,
+    unknown: &SyncSender<Vec<Candidate>>,
+    packer: &SyncSender<ToPacker>,
+) -> Result<(), Error> {
+    while let Ok(Batch { candidates, answer }) = batches.recv() {
+        let KnownAnswer { known } = answer.wait(PATH_KNOWN)?;
+        if known.len() != candidates.len() {
+            let (expected, found) = (candidates.len(), known.len());
+            return Err(Error::AnswerCount { call: PATH_KNOWN, expected, found });
+        }
+        let (mut known_count, mut known_size) = (0, 0);
+        let mut group: Vec<Candidate> = Vec::new();
+        for (candidate, known) in candidates.into_iter().zip(known) {
+            if known {
+                known_count += 1;
+                known_size += candidate.at.len() as u64;
+                continue;
+            }
+            if group.first().is_some_and(|first| !Arc::ptr_eq(&first.chunk, &candidate.chunk)) {
+                unknown.send(std::mem::take(&mut group)).map_err(|_| Error::Aborted)?;
+            }
+            group.push(candidate);
+        }
+        if !group.is_empty() {
+            unknown.send(group).map_err(|_| Error::Aborted)?;
+        }
+        if known_count > 0 {
+            run.count(disk, |counts| counts.known = counts.known.saturating_add(ByteCount::new(known_size)));
+            packer.send(ToPacker::Known(known_count)).map_err(|_| Error::Aborted)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compresses what is to be shipped; the buffers of the reads are free afterwards.
+pub(super) fn seal(
+    level: i32,
+    unknown: &Mutex<Receiver<Vec<Candidate>>>,
+    packer: &SyncSender<ToPacker>,
+) -> Result<(), Error> {
+    let mut sealer = Sealer::new(level)?;
+    while let Some(candidates) = threads::take(unknown) {
+        let mut out = SealedBlocks::default();
+        for candidate in &candidates {
+            let sealed = sealer.seal(candidate.plain())?;
+            let start = out.bytes.len();
+            out.bytes.extend_from_slice(sealed.bytes);
+            let at = start..out.bytes.len();
+            let plain_size = candidate.at.len();
+            out.blocks.push(SealedAt { id: candidate.id, plain_size, codec: sealed.codec, at });
+        }
+        drop(candidates);
+        packer.send(ToPacker::Sealed(out)).map_err(|_| Error::Aborted)?;
+    }
+    Ok(())
+}

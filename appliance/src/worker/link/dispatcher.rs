@@ -1,0 +1,250 @@
+//! The asynchronous side: takes calls, gives each a connection, repeats what broke.
+
+use super::body::Shared;
+use super::connection::{Connection, Failed, Moved, open};
+use super::{Call, Patience};
+use crate::restore::WriteOrder;
+use crate::worker::{Error, Outside};
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response, StatusCode, header};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::rustls::ClientConfig;
+
+/// Connections at once: two packs, a few questions, the progress report.
+const CONNECTIONS: usize = 8;
+/// Idle connections that are kept; a third pack or a burst of questions is rare.
+const IDLE_CONNECTIONS: usize = 4;
+/// Pause before a broken call is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Quiet time that the last words of a failed job get.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(5);
+/// Largest answer other than 200 that is read: a code and a sentence.
+const MAX_FAILURE: usize = 16 << 10;
+
+/// What the asynchronous side does for threads.
+pub(crate) enum Errand {
+    /// Call the orchestrator.
+    Call(Call),
+    /// Write to a disk with io_uring.
+    Write(WriteOrder),
+}
+
+/// What every connection needs.
+pub(crate) struct Settings {
+    /// Where the orchestrator listens, in the order to try.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// Pins the orchestrator's key and shows ours.
+    pub(crate) tls: Arc<ClientConfig>,
+    /// The watchdog's time in milliseconds: the default until the order says it.
+    pub(crate) watchdog_ms: Arc<AtomicU64>,
+    /// Told of every successful exchange.
+    pub(crate) outside: Arc<dyn Outside>,
+}
+
+struct Dispatcher {
+    settings: Settings,
+    idle: RefCell<Vec<Connection>>,
+    /// The address that worked last is tried first.
+    preferred: Cell<usize>,
+    permits: Semaphore,
+}
+
+/// Why one try of a call did not give an answer.
+enum Broken {
+    /// Worth another try.
+    Link(String),
+    /// Never to be tried again.
+    Final(Error),
+}
+
+/// Carries out errands until every sender is gone.
+pub(crate) async fn serve(settings: Settings, mut errands: Receiver<Errand>) {
+    let dispatcher = Rc::new(Dispatcher {
+        settings,
+        idle: RefCell::default(),
+        preferred: Cell::new(0),
+        permits: Semaphore::new(CONNECTIONS),
+    });
+    while let Some(errand) = errands.recv().await {
+        match errand {
+            Errand::Call(call) => {
+                let dispatcher = dispatcher.clone();
+                tokio::task::spawn_local(async move {
+                    let answer = dispatcher.call(&call).await;
+                    let Call { body, reply, .. } = call;
+                    // Before the answer: who waits for it wants the memory back.
+                    drop(body);
+                    // Nobody waits any more: the job has failed elsewhere.
+                    let _ = reply.send(answer);
+                });
+            }
+            Errand::Write(order) => drop(tokio::task::spawn_local(crate::restore::write(order))),
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Tries until there is an answer, or for a third of the watchdog's time after the first failure.
+    async fn call(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        let _permit = self.permits.acquire().await.expect("never closed");
+        let mut first_failure = None;
+        loop {
+            let reason = match self.attempt(call).await {
+                Ok(answer) => {
+                    self.settings.outside.tick();
+                    return answer;
+                }
+                Err(Broken::Final(error)) => return Err(error),
+                Err(Broken::Link(reason)) => reason,
+            };
+            let since = *first_failure.get_or_insert_with(Instant::now);
+            if since.elapsed() + RETRY_PAUSE > self.reconnect_limit(call.patience) {
+                let network = self.settings.outside.network_trouble();
+                let reason = network.map_or(reason.clone(), |trouble| format!("{reason} ({trouble})"));
+                let seconds = since.elapsed().as_secs();
+                return Err(Error::Unreachable { call: call.path.clone(), seconds, reason });
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn watchdog(&self) -> Duration {
+        Duration::from_millis(self.settings.watchdog_ms.load(Ordering::Relaxed))
+    }
+
+    fn reconnect_limit(&self, patience: Patience) -> Duration {
+        match patience {
+            Patience::Short | Patience::Long => self.watchdog() / 3,
+            Patience::LastWord => LAST_WORD_LIMIT,
+        }
+    }
+
+    fn quiet_limit(&self, patience: Patience) -> Duration {
+        match patience {
+            Patience::Short => self.watchdog() / 3,
+            Patience::Long => self.watchdog(),
+            Patience::LastWord => LAST_WORD_LIMIT,
+        }
+    }
+
+    /// One try. An answer that is a refusal is an answer.
+    async fn attempt(&self, call: &Call) -> Result<Result<Vec<u8>, Error>, Broken> {
+        let mut connection = self.connection().await?;
+        let limit = self.quiet_limit(call.patience);
+        connection.moved.touch();
+        let outcome = unless_quiet(connection.moved.clone(), limit, exchange(&mut connection, call)).await;
+        match outcome {
+            None => {
+                let seconds = limit.as_secs();
+                Err(Broken::Link(format!("{} was quiet for {seconds} s", connection.address)))
+            }
+            Some(Err(broken)) => Err(broken),
+            Some(Ok(answer)) => {
+                self.keep(connection);
+                Ok(answer)
+            }
+        }
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_CONNECTIONS && !connection.sender.is_closed() {
+            idle.push(connection);
+        }
+    }
+
+    /// An idle connection that still stands, or a fresh one to the first address that answers.
+    async fn connection(&self) -> Result<Connection, Broken> {
+        loop {
+            let Some(mut connection) = self.idle.borrow_mut().pop() else { break };
+            if let Ok(Ok(())) = timeout(RETRY_PAUSE, connection.sender.ready()).await {
+                return Ok(connection);
+            }
+        }
+        let addresses = &self.settings.addresses;
+        let (mut reasons, mut pin) = (Vec::new(), None);
+        for turn in 0..addresses.len() {
+            let at = (self.preferred.get() + turn) % addresses.len();
+            match open(addresses[at], &self.settings.tls).await {
+                Ok(connection) => {
+                    self.preferred.set(at);
+                    return Ok(connection);
+                }
+                Err(Failed::Pin(reason)) => pin = Some(reason),
+                Err(Failed::Unreachable(reason)) => reasons.push(reason),
+            }
+        }
+        // A wrong key does not become right by waiting, and trying on would only hide it.
+        match pin {
+            Some(reason) => Err(Broken::Final(Error::TlsPin { reason })),
+            None => Err(Broken::Link(reasons.join("; "))),
+        }
+    }
+}
+
+/// The future's output, or `None` once no byte has moved for `limit`.
+async fn unless_quiet<T>(moved: Moved, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut quiet = pin!(async {
+        while moved.at().elapsed() < limit {
+            sleep_until(moved.at() + limit).await;
+        }
+    });
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => quiet.as_mut().poll(context).map(|()| None),
+    })
+    .await
+}
+
+async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Vec<u8>, Error>, Broken> {
+    let broken = |error: hyper::Error| Broken::Link(crate::chain(&error));
+    let request = Request::builder()
+        .method(call.method.clone())
+        .uri(&call.path)
+        .header(header::HOST, connection.address.to_string())
+        .body(Shared::new(call.body.clone()))
+        .expect("path and address are valid in a header");
+    let response = connection.sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    if status == StatusCode::OK {
+        return match read(response, call.max_answer).await.map_err(broken)? {
+            Some(body) => Ok(Ok(body)),
+            None => Err(Broken::Final(Error::AnswerSize { call: call.path.clone(), limit: call.max_answer })),
+        };
+    }
+    let body = read(response, MAX_FAILURE).await.map_err(broken)?;
+    let failure = body.and_then(|body| wire::decode::<wire::Failure>(&body).ok());
+    let failure = failure.unwrap_or_else(|| wire::Failure::new("refused", format!("HTTP status {status}")));
+    Ok(Err(Error::Refused { call: call.path.clone(), status: status.as_u16(), failure }))
+}
+
+/// The whole body; `None` if it is larger than `limit`.
+async fn read(response: Response<Incoming>, limit: usize) -> Result<Option<Vec<u8>>, hyper::Error> {
+    let mut body = response.into_body();
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(announced);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        if let Ok(piece) = frame?.into_data() {
+            if bytes.len() + piece.len() > limit {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&piece);
+        }
+    }
+    Ok(Some(bytes))
+}
