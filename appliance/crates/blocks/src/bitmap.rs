@@ -105,6 +105,11 @@ impl ChangedBlocks {
         self.word_of(block).is_some_and(|(word, bit)| self.words[word] & bit != 0)
     }
 
+    /// Whether any block of `range` is in the set.
+    pub fn intersects(&self, range: BlockRange) -> bool {
+        self.find(range.start.get(), true).is_some_and(|found| found < range.end().get())
+    }
+
     /// Puts a block into the set; past the end nothing happens and `false` comes back.
     pub fn insert(&mut self, block: BlockIndex) -> bool {
         match self.word_of(block) {
@@ -270,6 +275,11 @@ mod tests {
                 .filter(|b| bytes[(b / 8) as usize] & (0x80 >> (b % 8)) != 0)
                 .collect();
             prop_assert_eq!(by_runs.len() as u64, bitmap.count().get());
+            for (start, count) in [(0, 1), (blocks / 2, 7), (blocks / 3, 200), (blocks, 1), (blocks + 100, 9)] {
+                let range = BlockRange { start: BlockIndex::new(start), count: BlockCount::new(count) };
+                let expected = by_bytes.iter().any(|block| (start..start + count).contains(block));
+                prop_assert_eq!(bitmap.intersects(range), expected);
+            }
             prop_assert_eq!(by_runs, by_bytes);
         }
 
