@@ -59,7 +59,9 @@ fn a_template_that_is_missing_truncated_or_of_another_version() {
     assert!(text.contains("abd template import"), "{text}");
 
     let whole = fs::read(lab.template()).expect("built");
-    for (name, bytes) in [("cut.xva", &whole[..whole.len() / 2]), ("short.xva", &whole[..700]), ("empty.xva", &[][..])] {
+    for (name, bytes) in
+        [("cut.xva", &whole[..whole.len() / 2]), ("short.xva", &whole[..700]), ("empty.xva", &[][..])]
+    {
         let path = lab.path(name).display().to_string();
         fs::write(&path, bytes).expect("written");
         let text = lab.abd(&["template", "import", &path]).fails_with(7);

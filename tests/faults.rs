@@ -34,7 +34,10 @@ fn a_delegate_that_is_killed_in_the_middle() {
     run.until_working();
     lab.post(&format!("/lab/guest/{}/kill", lab.delegate()), None);
     let text = run.finish().fails_with(1);
-    assert!(text.contains("the delegate of victim was powered off or crashed in the middle of its work"), "{text}");
+    assert!(
+        text.contains("the delegate of victim was powered off or crashed in the middle of its work"),
+        "{text}"
+    );
     assert_recovers(&lab, &vm, &before);
 }
 
@@ -53,7 +56,10 @@ fn an_orchestrator_that_is_killed_in_the_middle() {
         assert!(killed.elapsed() < limit, "the delegate does not power itself off");
         std::thread::sleep(Duration::from_millis(200));
     }
-    println!("measured: delegate gone {} s after its orchestrator, watchdog {WATCHDOG} s", killed.elapsed().as_secs());
+    println!(
+        "measured: delegate gone {} s after its orchestrator, watchdog {WATCHDOG} s",
+        killed.elapsed().as_secs()
+    );
     lab.assert_store_whole();
 
     let first = lab.abd(&["reconcile"]).ok();
@@ -123,7 +129,11 @@ fn a_restore_that_dies_leaves_no_half_disk() {
     run.finish().fails_with(1);
     lab.assert_clean(&before);
     let restored = lab.inventory();
-    let half = restored["VDI"].as_array().expect("a list").iter().filter(|vdi| !vdi["other_config"]["abd:restored"].is_null());
+    let half = restored["VDI"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|vdi| !vdi["other_config"]["abd:restored"].is_null());
     assert_eq!(half.count(), 0);
     lab.assert_restores(&vm);
 }

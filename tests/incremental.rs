@@ -21,7 +21,10 @@ fn a_cbt_run_reads_exactly_the_changed_granules_and_ships_no_more() {
 
     // Nothing changed: nothing is read.
     let nothing = backup(&lab, &vm);
-    assert_eq!((&nothing["mode"], &nothing["moved"], &nothing["shipped"]), (&"cbt".into(), &0.into(), &0.into()));
+    assert_eq!(
+        (&nothing["mode"], &nothing["moved"], &nothing["shipped"]),
+        (&"cbt".into(), &0.into(), &0.into())
+    );
 
     // Three granules: one write inside granule 2, one across the border of 40 and 41, and one sector that is the
     // short last block.
@@ -60,7 +63,11 @@ fn a_2_tib_disk_with_a_few_blocks_takes_seconds_and_no_more_memory() {
     assert_eq!(job["disks"][0]["mode"], "cbt");
     assert_eq!(job["disks"][0]["moved"], BLOCK);
     let peak = job["delegate"]["worker_peak"].as_u64().expect("a number");
-    println!("measured: incremental of a 2 TiB disk in {} ms, worker's peak {} KiB", job["elapsed_ms"], peak / 1024);
+    println!(
+        "measured: incremental of a 2 TiB disk in {} ms, worker's peak {} KiB",
+        job["elapsed_ms"],
+        peak / 1024
+    );
     assert!(peak <= 64 * MIB, "the worker's budget does not depend on the disk: {peak}");
     lab.assert_restores(&vm);
     lab.assert_clean(&before);
@@ -113,7 +120,10 @@ fn a_pool_without_change_tracking_is_compared_with_the_base() {
     backup(&lab, &vm);
     lab.write(&vm.vdis[0], 2 * MIB, &noise(1, 100));
     let scan = backup(&lab, &vm);
-    assert_eq!((&scan["mode"], &scan["moved"], &scan["shipped"]), (&"scan".into(), &(4 * MIB).into(), &BLOCK.into()));
+    assert_eq!(
+        (&scan["mode"], &scan["moved"], &scan["shipped"]),
+        (&"scan".into(), &(4 * MIB).into(), &BLOCK.into())
+    );
     assert!(scan["reason"].as_str().expect("a text").contains("no change tracking"), "{scan}");
     lab.assert_restores(&vm);
     lab.assert_clean(&before);

@@ -27,7 +27,8 @@ fn three_vms_are_three_delegates_at_the_same_time() {
     let (peak, started) = guests(&lab.log());
     assert_eq!(started.len(), 3, "each job has a delegate of its own");
     assert_eq!(peak, 3, "the three ran at the same time");
-    let jobs: BTreeSet<_> = run.all("job-done").iter().map(|job| format!("abd-{}", job["job"].as_str().expect("id"))).collect();
+    let jobs: BTreeSet<_> =
+        run.all("job-done").iter().map(|job| format!("abd-{}", job["job"].as_str().expect("id"))).collect();
     assert_eq!(started, jobs);
     assert!(clones_of_the_template(&lab.log()) >= 3);
     for vm in &vms {

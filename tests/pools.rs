@@ -6,10 +6,23 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn the_local_socket_needs_no_password() {
-    let Some(lab) = Lab::with(Options { without_pool: true, without_template: true, ..Default::default() }) else { return };
+    let Some(lab) = Lab::with(Options { without_pool: true, without_template: true, ..Default::default() })
+    else {
+        return;
+    };
     let socket = lab.ports.socket.display().to_string();
     lab.abd(&[
-        "pool", "add", "--local", "--socket", &socket, "--name", "here", "--advertise", "10.0.2.2", "--listen", "127.0.0.1:0",
+        "pool",
+        "add",
+        "--local",
+        "--socket",
+        &socket,
+        "--name",
+        "here",
+        "--advertise",
+        "10.0.2.2",
+        "--listen",
+        "127.0.0.1:0",
     ])
     .ok();
     lab.abd(&["template", "import", &lab.template()]).ok();
@@ -23,7 +36,9 @@ fn the_local_socket_needs_no_password() {
 
 #[test]
 fn a_host_that_speaks_only_xml_rpc_works_the_same() {
-    let Some(lab) = Lab::with(Options { sim: vec!["--no-json".into()], ..Default::default() }) else { return };
+    let Some(lab) = Lab::with(Options { sim: vec!["--no-json".into()], ..Default::default() }) else {
+        return;
+    };
     let vm = lab.vm("xml", &[2 * MIB]);
     lab.write(&vm.vdis[0], 0, &text(1, 100_000));
     let before = lab.inventory();

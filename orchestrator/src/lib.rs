@@ -1,1 +1,23 @@
-//! Placeholder of the room.
+//! The orchestrator: what an admin, cron or systemd runs. It talks XAPI, provisions one delegate per job,
+//! serves the store to them, commits restore points, and removes everything it made.
+//!
+//! Owns: jobs and their order of steps, the journal, configuration, output. Promises: nothing is created in a
+//! pool that the journal did not announce; a restore point is committed only when every byte of it is durable.
+//! Never: reads a VM's disk itself, stores a password.
+
+#![forbid(unsafe_code)]
+
+pub mod catalog;
+pub mod cleanup;
+pub mod cli;
+pub mod config;
+pub mod doctor;
+pub mod error;
+pub mod job;
+pub mod journal;
+pub mod pool;
+pub mod reconcile;
+pub mod report;
+pub mod retry;
+pub mod template;
+pub mod tracking;

@@ -19,7 +19,9 @@ pub fn text(seed: u64, size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size + 64);
     let mut line = 0u64;
     while bytes.len() < size {
-        bytes.extend_from_slice(format!("{seed} line {line} of a file that compresses well enough\n").as_bytes());
+        bytes.extend_from_slice(
+            format!("{seed} line {line} of a file that compresses well enough\n").as_bytes(),
+        );
         line += 1;
     }
     bytes.truncate(size);

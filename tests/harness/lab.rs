@@ -99,8 +99,21 @@ impl Lab {
     /// `abd pool add` with a lab's addresses.
     pub fn pool_arguments<'a>(&self, url: &'a str, fingerprint: &'a str, password: &'a str) -> Vec<&'a str> {
         vec![
-            "pool", "add", url, "--user", "root", "--password-file", password, "--fingerprint", fingerprint,
-            "--name", "lab", "--advertise", "10.0.2.2", "--listen", "127.0.0.1:0",
+            "pool",
+            "add",
+            url,
+            "--user",
+            "root",
+            "--password-file",
+            password,
+            "--fingerprint",
+            fingerprint,
+            "--name",
+            "lab",
+            "--advertise",
+            "10.0.2.2",
+            "--listen",
+            "127.0.0.1:0",
         ]
     }
 
@@ -242,7 +255,8 @@ impl Lab {
         let inventory = self.inventory();
         let vms = inventory["VM"].as_array().expect("a list");
         let found = vms.iter().find(|vm| {
-            vm["name_label"].as_str().is_some_and(|name| name.starts_with("abd-")) && vm["is_a_snapshot"] == false
+            vm["name_label"].as_str().is_some_and(|name| name.starts_with("abd-"))
+                && vm["is_a_snapshot"] == false
         });
         string(&found.expect("a delegate exists")["uuid"])
     }
@@ -274,8 +288,12 @@ impl Lab {
     pub fn assert_clean(&self, before: &Value) {
         let after = self.inventory();
         for (class, items) in after.as_object().expect("an object") {
-            let old: BTreeSet<_> =
-                before[class].as_array().expect("the same classes").iter().map(|item| string(&item["uuid"])).collect();
+            let old: BTreeSet<_> = before[class]
+                .as_array()
+                .expect("the same classes")
+                .iter()
+                .map(|item| string(&item["uuid"]))
+                .collect();
             for item in items.as_array().expect("a list") {
                 let ours = class == "VDI"
                     && (item["type"] == "cbt_metadata" || !item["other_config"]["abd:restored"].is_null())

@@ -82,7 +82,9 @@ impl Running {
     /// Waits until a delegate has moved data and still has some to move.
     #[track_caller]
     pub fn until_working(&mut self) -> Value {
-        self.until("a delegate works", |event| event["event"] == "progress" && event["moved"].as_u64() > Some(0))
+        self.until("a delegate works", |event| {
+            event["event"] == "progress" && event["moved"].as_u64() > Some(0)
+        })
     }
 
     /// Kills it as SIGKILL does.

@@ -97,6 +97,21 @@ impl PackKind {
 }
 
 impl Entry {
+    /// Reads one entry of a pack's index. Whether it fits its pack is for the caller to check; the index as a
+    /// whole is read with [`PackIndex::from_tail`].
+    ///
+    /// # Errors
+    /// [`Error::Codec`] for a codec of a later version.
+    pub fn from_bytes(bytes: &[u8; TRAILER_ENTRY_SIZE]) -> Result<Self, Error> {
+        Ok(Self {
+            id: bytes[..32].try_into().expect("32 bytes"),
+            offset: read_u32(bytes, 32),
+            sealed_size: read_u32(bytes, 36),
+            plain_size: read_u32(bytes, 40),
+            codec: Codec::from_byte(bytes[44])?,
+        })
+    }
+
     /// The entry's stored bytes within its whole pack.
     ///
     /// # Errors
@@ -243,13 +258,7 @@ impl PackIndex {
         let mut entries = Vec::with_capacity(index.len() / TRAILER_ENTRY_SIZE);
         let mut next = HEADER_SIZE as u32;
         for bytes in index.chunks_exact(TRAILER_ENTRY_SIZE) {
-            let entry = Entry {
-                id: bytes[..32].try_into().expect("32 bytes"),
-                offset: read_u32(bytes, 32),
-                sealed_size: read_u32(bytes, 36),
-                plain_size: read_u32(bytes, 40),
-                codec: Codec::from_byte(bytes[44])?,
-            };
+            let entry = Entry::from_bytes(bytes.try_into().expect("chunks of this size"))?;
             let end = entry.offset.checked_add(entry.sealed_size);
             if entry.offset != next || end.is_none_or(|end| end > index_offset) {
                 return Err(bad(format!("block at {} overlaps or leaves a gap", entry.offset)));
@@ -324,6 +333,8 @@ mod tests {
         let footer = &pack.bytes[expected.len()..];
         assert_eq!(&footer[32..], b"\x18\0\0\0\x02\0\0\0\x01\x01\0\0\0\0\0\0ABDPEND1");
         assert_eq!(pack.id.to_string(), GOLDEN_ID);
+        let second = Entry::from_bytes(expected[24 + 48..][..48].try_into().expect("an entry"));
+        assert_eq!(second, Ok(PackIndex::from_pack(&pack.bytes).expect("whole").entries[1]));
     }
     const GOLDEN_ID: &str = "58daebe13897f91a57687c7f8e25ebc4375d188f6c6505a59377186dfce0ba8b";
 

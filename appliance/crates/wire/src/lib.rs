@@ -58,3 +58,12 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
     Ok(message)
 }
+
+/// The protocol version at the start of a [`Claim`] of any version, whatever follows it.
+///
+/// # Errors
+/// [`Error::Malformed`] where not even that can be read.
+pub fn claim_protocol(body: &[u8]) -> Result<u16, Error> {
+    let malformed = |error: postcard::Error| Error::Malformed { message: "Claim", reason: error.to_string() };
+    postcard::take_from_bytes(body).map(|(protocol, _)| protocol).map_err(malformed)
+}

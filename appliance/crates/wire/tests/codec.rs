@@ -24,6 +24,13 @@ fn golden_claim() {
 }
 
 #[test]
+fn the_version_of_a_claim_of_another_version_can_be_read() {
+    assert_eq!(claim_protocol(b"\xac\x02what comes in version 300 is not known here"), Ok(300));
+    assert!(claim_protocol(b"").is_err());
+    assert!(claim_protocol(b"\xff\xff\xff\xff").is_err());
+}
+
+#[test]
 fn golden_order() {
     let order = Order {
         job: "j".into(),

@@ -1,1 +1,37 @@
-//! Placeholder of the room.
+//! The ADS: a store of restore points in a local directory, and its HTTPS service for ABDs.
+//!
+//! Owns: the directory that `seal`'s `FORMAT.md` describes, the in-memory index over its packs, the restore
+//! points, `verify`, and the server side of `wire`'s `PROTOCOL.md`.
+//!
+//! Promises: what was acknowledged is on disk and synced; every block and node that comes in is opened and
+//! hashed before it is kept, and again on its way out; a restore point can be committed only when every
+//! node and block below it is in the store; a store can be opened with nothing but its directory, whatever
+//! step a writer died at. Several processes may use one directory at once; each sees what the others
+//! committed before it opened the store.
+//!
+//! Never: trusts a pack's index without its hash, changes an object after it has its name, lets an ABD read
+//! anything but the trees of its order, or deletes a block.
+//!
+//! # Memory
+//!
+//! The index takes 24 bytes per slot and keeps its tables between 68 and 85 % full: 28 to 35 bytes for each
+//! distinct block of 64 KiB, about half a GiB per TiB; the tree nodes above them add less than 1 %. Packs being
+//! taken in are bounded by [`Limits::ingest`], cached nodes by 16 MiB.
+//!
+//! Methods of [`Store`] block; async callers use `spawn_blocking`, as [`Service`] does.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod ingest;
+mod service;
+mod store;
+
+pub use error::{Error, ErrorKind};
+pub use ingest::PackReceipt;
+pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
+pub use store::{
+    Affected, Damage, DamagedPoint, Depth, DiskMode, FileOps, Finding, LocalFiles, NodeReader, PointDisk,
+    PointId, PointPool, PointVm, Points, RestorePoint, Scope, SkippedPack, Store, StoredPoint, Usage,
+    VerifyProgress, VerifyReport, timestamp,
+};

@@ -1,0 +1,255 @@
+//! Why the store or its service did not do what was asked.
+
+use crate::store::PointId;
+use blocks::ByteOffset;
+use seal::{BlockId, NodeId, PackId, TreeId};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a caller can do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The directory holds no store: make one, or name the right directory.
+    NotAStore,
+    /// Something is there already.
+    Exists,
+    /// Written by a later version: use a newer program.
+    Unsupported,
+    /// Another process has it for itself: try later.
+    Busy,
+    /// The file system is full: free space or add some.
+    Full,
+    /// Stored bytes are not what they were: run a verification.
+    Damaged,
+    /// A block or node that should be there is not.
+    Missing,
+    /// The pack that was handed in is wrong; the store is untouched.
+    BadPack,
+    /// No such restore point.
+    NotFound,
+    /// Several restore points fit.
+    Ambiguous,
+    /// The request itself is wrong.
+    Refused,
+    /// The file system or the network said no.
+    Io,
+}
+
+/// Every error of this crate. [`kind`](Error::kind) says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No `config.json`.
+    #[error("{} is not a store: it has no config.json", dir.display())]
+    NotAStore {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// `init` of a directory that is not empty.
+    #[error("{} cannot become a store: {reason}", dir.display())]
+    Exists {
+        /// The directory.
+        dir: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
+    /// `config.json` is not readable as one.
+    #[error("{} is damaged: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Which check failed.
+        reason: String,
+    },
+    /// A version or an encryption that this program does not know.
+    #[error("{} says {what}, which this program does not know; use a newer one", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The member and its value.
+        what: String,
+    },
+    /// The store's lock is held by somebody who needs it alone.
+    #[error("store {} is locked by another process", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// No space, or no quota.
+    #[error("store {} is full", dir.display())]
+    Full {
+        /// The store's directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// The verb.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A pack that was handed in is not what it claims; nothing was kept.
+    #[error("pack {id} is refused")]
+    BadPack {
+        /// The name it came with.
+        id: PackId,
+        /// Which check failed.
+        source: seal::Error,
+    },
+    /// A stored object does not hold what its name says.
+    #[error("pack {pack} of the store is damaged")]
+    Damaged {
+        /// The pack.
+        pack: PackId,
+        /// Which check failed.
+        source: seal::Error,
+    },
+    /// An object failed a check outside of any pack.
+    #[error("a tree does not hold together")]
+    Tree(#[from] seal::Error),
+    /// A block that the index does not know.
+    #[error("block {id} is not in the store")]
+    NoBlock {
+        /// The block.
+        id: BlockId,
+    },
+    /// A node that the index does not know.
+    #[error("tree node {id} is not in the store")]
+    NoNode {
+        /// The node.
+        id: NodeId,
+    },
+    /// A tree that the store cannot serve in full.
+    #[error("the tree is not whole at {offset} of the disk: {reason}")]
+    NotWhole {
+        /// Where on the disk.
+        offset: ByteOffset,
+        /// What is missing or wrong.
+        reason: String,
+    },
+    /// A restore point whose disk is not in the store.
+    #[error("no restore point can be made: disk {vdi} is not finished")]
+    NotFinished {
+        /// The disk.
+        vdi: String,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// A restore point that contradicts itself or the store.
+    #[error("no restore point can be made: {reason}")]
+    PointRefused {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A restore point's file is not what its name says.
+    #[error("restore point {} is damaged: {reason}", path.display())]
+    PointDamaged {
+        /// The file.
+        path: PathBuf,
+        /// Which check failed.
+        reason: String,
+    },
+    /// No restore point has this id.
+    #[error("no restore point '{wanted}'")]
+    PointNotFound {
+        /// What was asked for.
+        wanted: String,
+    },
+    /// Several restore points begin with these digits.
+    #[error("'{wanted}' fits {count} restore points, for instance {first} and {second}; give more digits")]
+    PointAmbiguous {
+        /// What was asked for.
+        wanted: String,
+        /// How many fit.
+        count: usize,
+        /// One of them.
+        first: PointId,
+        /// Another one.
+        second: PointId,
+    },
+    /// A tree whose id is not the one written beside it.
+    #[error("the tree has the id {found}, the restore point says {expected}")]
+    TreeId {
+        /// What the restore point says.
+        expected: TreeId,
+        /// What the tree gives.
+        found: TreeId,
+    },
+    /// A listening address could not be had.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// TLS could not be set up.
+    #[error("set up TLS")]
+    Tls(#[from] pin::Error),
+    /// A job that cannot be opened, or a key that cannot be admitted.
+    #[error("job {job}: {reason}")]
+    Job {
+        /// The job.
+        job: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The threads or the memory of this process gave out.
+    #[error("the store's worker stopped: {reason}")]
+    Worker {
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotAStore { .. } => ErrorKind::NotAStore,
+            Self::Exists { .. } => ErrorKind::Exists,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Full { .. } => ErrorKind::Full,
+            Self::Config { .. }
+            | Self::Damaged { .. }
+            | Self::Tree(_)
+            | Self::TreeId { .. }
+            | Self::PointDamaged { .. } => ErrorKind::Damaged,
+            Self::NoBlock { .. } | Self::NoNode { .. } | Self::NotWhole { .. } | Self::NotFinished { .. } => {
+                ErrorKind::Missing
+            }
+            Self::BadPack { .. } => ErrorKind::BadPack,
+            Self::PointNotFound { .. } => ErrorKind::NotFound,
+            Self::PointAmbiguous { .. } => ErrorKind::Ambiguous,
+            Self::PointRefused { .. } | Self::Job { .. } => ErrorKind::Refused,
+            Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,
+        }
+    }
+
+    /// An error of a file operation; a full file system becomes [`Error::Full`] of the store `dir`.
+    pub(crate) fn io(what: &'static str, path: &Path, dir: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full { dir: dir.to_owned(), source }
+            }
+            _ => Self::Io { what, path: path.to_owned(), source },
+        }
+    }
+}
+
+/// An error and all of its causes in one sentence, for answers and findings that have room for one.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! What a call sends: read in pieces, bounded in size and time.
+
+use super::routes::Refusal;
+use blocks::ByteCount;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::{Body, Incoming};
+use seal::MAX_PACK_SIZE;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Largest question: 1024 ids of 32 bytes, or the counts of 250 disks, are far below.
+pub(super) const MAX_QUESTION: usize = 256 << 10;
+/// Packs in memory are counted in these.
+pub(super) const INGEST_UNIT: u64 = 1 << 20;
+/// Units of the largest pack.
+pub(super) const MAX_PACK_UNITS: usize = MAX_PACK_SIZE.div_ceil(INGEST_UNIT as usize);
+/// Least units that a pack counts for: many small ones would otherwise be many blocking threads.
+const LEAST_UNITS: usize = 4;
+
+/// Units of this many bytes.
+pub(super) fn ingest_units(bytes: ByteCount) -> usize {
+    usize::try_from(bytes.get().div_ceil(INGEST_UNIT)).unwrap_or(usize::MAX).min(1 << 20)
+}
+
+/// The length that a pack's call announces. A pack without one could not be weighed before it is read.
+pub(super) fn pack_size(body: &Incoming) -> Result<usize, Refusal> {
+    let size = body.size_hint().exact().ok_or_else(|| {
+        Refusal::new(StatusCode::LENGTH_REQUIRED, "bad-message", "a pack needs a Content-Length")
+    })?;
+    usize::try_from(size).ok().filter(|size| *size <= MAX_PACK_SIZE).ok_or_else(|| {
+        let message = format!("a pack of {size} bytes is over the limit of {MAX_PACK_SIZE}");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "bad-pack", message)
+    })
+}
+
+/// Permits that a pack of this size needs.
+pub(super) fn pack_units(size: usize) -> u32 {
+    let units = size.div_ceil(INGEST_UNIT as usize).max(LEAST_UNITS);
+    u32::try_from(units).expect("bounded by MAX_PACK_SIZE")
+}
+
+/// Reads a body of at most `limit` bytes; between two pieces at most `stall` may pass.
+pub(super) async fn read(mut body: Incoming, limit: usize, stall: Duration) -> Result<Vec<u8>, Refusal> {
+    let too_large = || {
+        let message = format!("a body of more than {limit} bytes is not read here");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "bad-message", message)
+    };
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if expected > limit {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(expected);
+    loop {
+        let frame = match timeout(stall, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(error))) => {
+                let message = format!("the body cannot be read: {error}");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-message", message));
+            }
+            Err(_) => {
+                let message = format!("nothing of the body came for {} s", stall.as_secs());
+                return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "bad-message", message));
+            }
+        };
+        if let Ok(piece) = frame.into_data() {
+            if bytes.len() + piece.len() > limit {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&piece);
+        }
+    }
+}

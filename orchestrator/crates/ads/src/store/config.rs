@@ -1,0 +1,135 @@
+//! `config.json`: what the store is.
+//!
+//! The id key is the one value in a store that nothing else could prove: with a wrong one every block looks
+//! damaged. `check` is there so that a damaged config is told apart from damaged blocks.
+
+use super::layout::Layout;
+use crate::Error;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use uuid::Uuid;
+
+const FORMAT: &str = "abd store";
+const VERSION: u32 = 1;
+const NOT_ENCRYPTED: &str = "none";
+/// Largest config that is read; one is about 300 bytes.
+const MAX_CONFIG_SIZE: u64 = 64 << 10;
+
+/// The checked config.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) id: Uuid,
+    pub(crate) id_key: [u8; 32],
+}
+
+/// The members as they are written, in this order.
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: String,
+    version: u32,
+    id: String,
+    id_key: String,
+    encryption: String,
+    check: String,
+}
+
+/// Read first, so that a later version is named even where its other members differ.
+#[derive(Deserialize)]
+struct Version {
+    format: String,
+    version: u32,
+}
+
+impl Config {
+    /// A config with a random id and key.
+    pub(crate) fn generate() -> Result<Self, Error> {
+        let mut id_key = [0; 32];
+        SystemRandom::new()
+            .fill(&mut id_key)
+            .map_err(|_| Error::Worker { reason: "the system has no randomness".into() })?;
+        Ok(Self { id: Uuid::new_v4(), id_key })
+    }
+
+    /// Reads and checks the config of a store.
+    pub(crate) fn read(layout: &Layout) -> Result<Self, Error> {
+        let path = layout.config();
+        let damaged = |reason: String| Error::Config { path: path.clone(), reason };
+        let unsupported = |what: String| Error::Unsupported { path: path.clone(), what };
+        let bytes = match fs::metadata(&path).and_then(|found| match found.len() {
+            0..=MAX_CONFIG_SIZE => fs::read(&path),
+            _ => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
+        }) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NotAStore { dir: layout.dir.clone() });
+            }
+            Err(error) => return Err(layout.error("read", &path, error)),
+        };
+        let version: Version =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("it does not parse: {error}")))?;
+        if version.format != FORMAT {
+            return Err(damaged(format!("its format is '{}', not '{FORMAT}'", version.format)));
+        }
+        if version.version != VERSION {
+            return Err(unsupported(format!("version {}", version.version)));
+        }
+        let document: Document =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("it does not parse: {error}")))?;
+        if document.encryption != NOT_ENCRYPTED {
+            return Err(unsupported(format!("encryption '{}'", document.encryption)));
+        }
+        if document.check != document.expected_check() {
+            return Err(damaged("its check does not match; restore the file from a copy".into()));
+        }
+        let id = document.id.parse().map_err(|_| damaged("its id is no uuid".into()))?;
+        let id_key =
+            parse_hex(&document.id_key).ok_or_else(|| damaged("its id_key is not 64 hex digits".into()))?;
+        Ok(Self { id, id_key })
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let id_key = self.id_key.iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        let mut document = Document {
+            format: FORMAT.into(),
+            version: VERSION,
+            id: self.id.to_string(),
+            id_key,
+            encryption: NOT_ENCRYPTED.into(),
+            check: String::new(),
+        };
+        document.check = document.expected_check();
+        let mut bytes = serde_json::to_vec_pretty(&document).expect("strings and numbers are encodable");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+impl Document {
+    fn expected_check(&self) -> String {
+        let text =
+            format!("{}\n{}\n{}\n{}\n{}\n", self.format, self.version, self.id, self.id_key, self.encryption);
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+}
+
+fn parse_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(bytes)
+}

@@ -1,0 +1,214 @@
+//! A store in a local directory.
+//!
+//! ```text
+//! config     what the store is            layout   paths, durable writing, the lock
+//! packs      the packs and their indexes  index    id to place, in memory
+//! nodes      reading blocks and trees     tree     proof that a tree is whole
+//! points     restore points               verify   what is damaged, and who suffers
+//! ```
+
+mod cache;
+mod config;
+mod index;
+mod layout;
+mod nodes;
+mod packs;
+mod points;
+mod report;
+mod time;
+mod tree;
+mod verify;
+
+pub use layout::{FileOps, LocalFiles};
+pub use nodes::NodeReader;
+pub use packs::SkippedPack;
+pub use points::{
+    DamagedPoint, DiskMode, PointDisk, PointId, PointPool, PointVm, Points, RestorePoint, StoredPoint,
+};
+pub use report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
+pub use time::timestamp;
+
+use crate::Error;
+use blocks::ByteCount;
+use cache::Generations;
+use config::Config;
+use layout::{Layout, Lock};
+use packs::Packs;
+use seal::{BlockId, IdKey, Node, NodeId, PackId, PackIndex, PackKind, TreeId};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use uuid::Uuid;
+
+/// A store, open for reading and adding. All methods block.
+pub struct Store {
+    pub(crate) layout: Layout,
+    config: Config,
+    pub(crate) id_key: IdKey,
+    pub(crate) packs: Packs,
+    skipped: Vec<SkippedPack>,
+    node_cache: Mutex<Generations<NodeId, Arc<Node>>>,
+    /// Trees proven whole by this process.
+    finished: Mutex<HashSet<TreeId>>,
+    _lock: Lock,
+}
+
+/// How much a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Packs whose index could be read.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: ByteCount,
+    /// Distinct blocks in them.
+    pub blocks: u64,
+    /// Distinct tree nodes in them.
+    pub nodes: u64,
+    /// Files below `packs/` that could not be used.
+    pub skipped: u64,
+}
+
+impl Store {
+    /// Makes a store in `dir`, which is absent or empty, and opens it. Directories and files are readable
+    /// by their owner only.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where something is in the way, [`Error::Full`], or what the file system says.
+    pub fn init(dir: &Path) -> Result<Self, Error> {
+        Self::init_with(dir, Arc::new(LocalFiles))
+    }
+
+    /// [`init`](Self::init) with other writing operations.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_with(dir: &Path, ops: Arc<dyn FileOps>) -> Result<Self, Error> {
+        let layout = Layout::new(dir, ops.clone());
+        layout.ensure_dir(dir)?;
+        {
+            let _alone = layout.lock_alone()?;
+            refuse_occupied(&layout)?;
+            for below in [layout.packs(), layout.points(), layout.tmp()] {
+                layout.ensure_dir(&below)?;
+            }
+            // Last: until it is there, the directory is no store, and `init` can be run again.
+            layout.write(&layout.config(), &Config::generate()?.to_bytes())?;
+        }
+        Self::open_with(dir, ops)
+    }
+
+    /// Opens the store in `dir` and loads the index of every pack. Packs that cannot be read are left out
+    /// and named by [`skipped_packs`](Self::skipped_packs); their blocks count as unknown.
+    ///
+    /// # Errors
+    /// [`Error::NotAStore`], [`Error::Config`], [`Error::Unsupported`], [`Error::Busy`], or what the file
+    /// system says.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        Self::open_with(dir, Arc::new(LocalFiles))
+    }
+
+    /// [`open`](Self::open) with other writing operations.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(dir: &Path, ops: Arc<dyn FileOps>) -> Result<Self, Error> {
+        let layout = Layout::new(dir, ops);
+        let config = Config::read(&layout)?;
+        let lock = layout.lock()?;
+        let (packs, skipped) = Packs::load(&layout)?;
+        Ok(Self {
+            id_key: IdKey::new(&config.id_key),
+            config,
+            packs,
+            skipped,
+            node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
+            finished: Mutex::default(),
+            layout,
+            _lock: lock,
+        })
+    }
+
+    /// The store's directory.
+    pub fn dir(&self) -> &Path {
+        &self.layout.dir
+    }
+
+    /// The store's own id.
+    pub fn id(&self) -> Uuid {
+        self.config.id
+    }
+
+    /// The keys that ids are made with.
+    pub fn id_key(&self) -> &IdKey {
+        &self.id_key
+    }
+
+    /// The secret that an order carries.
+    pub fn id_key_bytes(&self) -> wire::IdKeyBytes {
+        wire::IdKeyBytes(self.config.id_key)
+    }
+
+    /// How much the store holds.
+    pub fn usage(&self) -> Usage {
+        let (packs, bytes) = self.packs.totals();
+        Usage {
+            packs,
+            bytes,
+            blocks: self.packs.count(PackKind::Data),
+            nodes: self.packs.count(PackKind::Tree),
+            skipped: self.skipped.len() as u64,
+        }
+    }
+
+    /// Files below `packs/` that could not be used when the store was opened.
+    pub fn skipped_packs(&self) -> &[SkippedPack] {
+        &self.skipped
+    }
+
+    /// Whether a block is in the store.
+    pub fn has_block(&self, id: &BlockId) -> bool {
+        self.packs.find(PackKind::Data, id.as_bytes()).is_some()
+    }
+
+    /// Whether a tree node is in the store.
+    pub fn has_node(&self, id: &NodeId) -> bool {
+        self.packs.find(PackKind::Tree, id.as_bytes()).is_some()
+    }
+
+    /// Name of the pack that holds a block.
+    pub(crate) fn pack_of(&self, id: &BlockId) -> Option<PackId> {
+        Some(self.packs.record(self.packs.find(PackKind::Data, id.as_bytes())?.pack).id)
+    }
+
+    /// Writes a checked pack durably and makes it known.
+    pub(crate) fn keep_pack(&self, id: PackId, bytes: &[u8], index: &PackIndex) -> Result<(), Error> {
+        self.layout.write(&self.layout.pack(id), bytes)?;
+        self.packs.add(id, u32::try_from(bytes.len()).expect("bounded by MAX_PACK_SIZE"), index);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({} at {})", self.id(), self.dir().display())
+    }
+}
+
+/// Only the directories of an `init` that did not come to its end may be there.
+fn refuse_occupied(layout: &Layout) -> Result<(), Error> {
+    let exists = |reason: String| Err(Error::Exists { dir: layout.dir.clone(), reason });
+    if layout.config().exists() {
+        return exists("it holds a store already".into());
+    }
+    for path in packs::entries(layout, &layout.dir)? {
+        // The lost+found of a fresh file system's root is not ours to judge.
+        if path.file_name().is_some_and(|name| name == "lost+found") || path == layout.tmp() {
+            continue;
+        }
+        let ours = path == layout.packs() || path == layout.points();
+        if !ours || !packs::entries(layout, &path)?.is_empty() {
+            return exists(format!("it is not empty, it holds {}", path.display()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! The packs of a store: their numbers in this process, loading their indexes, reading from them.
+//!
+//! A pack's index is trusted after its own hash was checked. What is read through it is proven by its id
+//! before anybody sees it.
+
+use super::cache::Generations;
+use super::index::{Index, Location};
+use super::layout::Layout;
+use crate::Error;
+use blocks::{BLOCK_SIZE, ByteCount};
+use rayon::prelude::*;
+use seal::{
+    Codec, Entry, HEADER_SIZE, IdKey, MAX_PACK_SIZE, NODE_SIZE, Opener, PackId, PackIndex, PackKind, Sealed,
+    TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
+};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+
+/// Bytes of a pack's end that are read at once: the index of a 16 MiB pack of well compressed blocks.
+const TAIL_GUESS: u64 = 64 << 10;
+/// Packs kept open for reading.
+const OPEN_PACKS: usize = 128;
+/// Packs whose ends are read at once when a store is opened: disks like some depth, memory stays small.
+const OPEN_READERS: usize = 8;
+
+/// A pack whose index is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackRecord {
+    pub(crate) id: PackId,
+    pub(crate) kind: PackKind,
+    pub(crate) size: u32,
+    pub(crate) entries: u32,
+}
+
+/// A file below `packs/` that is not used, and why.
+#[derive(Clone, Debug)]
+pub struct SkippedPack {
+    /// The file.
+    pub path: PathBuf,
+    /// Which check failed.
+    pub reason: String,
+}
+
+/// All packs and what is in them.
+pub(crate) struct Packs {
+    layout: Layout,
+    table: RwLock<Table>,
+    blocks: Index,
+    nodes: Index,
+    files: Mutex<Generations<u32, Arc<File>>>,
+}
+
+#[derive(Default)]
+struct Table {
+    records: Vec<PackRecord>,
+    numbers: HashMap<PackId, u32>,
+}
+
+/// A sealed object that was read but not opened.
+#[derive(Debug)]
+pub(crate) struct StoredObject {
+    pub(crate) pack: PackId,
+    pub(crate) codec: Codec,
+    pub(crate) plain_size: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What lies below `packs/`.
+pub(crate) struct Listing {
+    pub(crate) packs: Vec<(PackId, PathBuf)>,
+    pub(crate) strays: Vec<PathBuf>,
+}
+
+const LOCKED: &str = "no panic while the table is locked";
+
+impl Packs {
+    /// Loads every pack's index. Packs that cannot be read are skipped and named.
+    pub(crate) fn load(layout: &Layout) -> Result<(Self, Vec<SkippedPack>), Error> {
+        let packs = Self {
+            layout: layout.clone(),
+            table: RwLock::default(),
+            blocks: Index::new(),
+            nodes: Index::new(),
+            files: Mutex::new(Generations::new(OPEN_PACKS)),
+        };
+        let listing = list(layout)?;
+        let readers = rayon::ThreadPoolBuilder::new()
+            .num_threads(OPEN_READERS)
+            .build()
+            .map_err(|error| Error::Worker { reason: error.to_string() })?;
+        let failed: Vec<SkippedPack> = readers.install(|| {
+            listing.packs.par_iter().filter_map(|(id, path)| packs.load_one(*id, path).err()).collect()
+        });
+        let strays =
+            listing.strays.into_iter().map(|path| SkippedPack { path, reason: "not a pack's name".into() });
+        let skipped: Vec<SkippedPack> = failed.into_iter().chain(strays).collect();
+        for pack in &skipped {
+            tracing::warn!(file = %pack.path.display(), reason = %pack.reason, "pack is not used; run verify");
+        }
+        Ok((packs, skipped))
+    }
+
+    pub(crate) fn load_one(&self, id: PackId, path: &Path) -> Result<(), SkippedPack> {
+        let skipped = |reason: String| SkippedPack { path: path.to_owned(), reason };
+        let file = File::open(path).map_err(|error| skipped(error.to_string()))?;
+        let (size, index) = read_index(&file).map_err(skipped)?;
+        self.add(id, size, &index);
+        Ok(())
+    }
+
+    /// Makes a durable pack known. A pack that is known stays as it is.
+    pub(crate) fn add(&self, id: PackId, size: u32, index: &PackIndex) {
+        let number = {
+            let mut table = self.table.write().expect(LOCKED);
+            if table.numbers.contains_key(&id) {
+                return;
+            }
+            let number = u32::try_from(table.records.len()).expect("packs are fewer than 2^32");
+            let entries = u32::try_from(index.entries.len()).expect("bounded by MAX_PACK_SIZE");
+            table.records.push(PackRecord { id, kind: index.kind, size, entries });
+            table.numbers.insert(id, number);
+            number
+        };
+        let objects = self.index(index.kind);
+        for (entry, at) in index.entries.iter().zip(0..) {
+            let whole = u64::from(entry.plain_size) == whole_size(index.kind);
+            objects.insert(&entry.id, Location { pack: number, entry: at, whole });
+        }
+    }
+
+    fn index(&self, kind: PackKind) -> &Index {
+        match kind {
+            PackKind::Data => &self.blocks,
+            PackKind::Tree => &self.nodes,
+        }
+    }
+
+    pub(crate) fn contains(&self, id: PackId) -> bool {
+        self.table.read().expect(LOCKED).numbers.contains_key(&id)
+    }
+
+    pub(crate) fn find(&self, kind: PackKind, id: &[u8; 32]) -> Option<Location> {
+        self.index(kind).get(id)
+    }
+
+    pub(crate) fn count(&self, kind: PackKind) -> u64 {
+        self.index(kind).len()
+    }
+
+    pub(crate) fn record(&self, number: u32) -> PackRecord {
+        self.table.read().expect(LOCKED).records[number as usize]
+    }
+
+    /// How many packs there are, and their bytes.
+    pub(crate) fn totals(&self) -> (u64, ByteCount) {
+        let table = self.table.read().expect(LOCKED);
+        let bytes = table.records.iter().map(|record| u64::from(record.size)).sum();
+        (table.records.len() as u64, ByteCount::new(bytes))
+    }
+
+    /// Reads an object's entry and sealed bytes.
+    pub(crate) fn read(&self, kind: PackKind, id: &[u8; 32], at: Location) -> Result<StoredObject, Error> {
+        let record = self.record(at.pack);
+        let file = self.open(at.pack, record.id)?;
+        let entry = self.read_entry(&file, &record, at.entry)?;
+        if entry.id != *id || record.kind != kind {
+            let reason = format!("entry {} of its index is another object", at.entry);
+            return Err(damaged(record.id, reason));
+        }
+        let mut bytes = vec![0; entry.sealed_size as usize];
+        file.read_exact_at(&mut bytes, u64::from(entry.offset))
+            .map_err(|error| self.read_error(record.id, error))?;
+        Ok(StoredObject { pack: record.id, codec: entry.codec, plain_size: entry.plain_size, bytes })
+    }
+
+    /// Size of an object after opening, from its entry.
+    pub(crate) fn plain_size(&self, at: Location) -> Result<u32, Error> {
+        let record = self.record(at.pack);
+        let file = self.open(at.pack, record.id)?;
+        Ok(self.read_entry(&file, &record, at.entry)?.plain_size)
+    }
+
+    /// One entry out of a pack's index. The index as a whole was proven when it was loaded; since then the
+    /// disk may have changed, so bounds are checked again.
+    fn read_entry(&self, file: &File, record: &PackRecord, at: u32) -> Result<Entry, Error> {
+        let tail = record.entries as usize * TRAILER_ENTRY_SIZE + TRAILER_FOOTER_SIZE;
+        let index_offset = record.size as usize - tail;
+        let mut bytes = [0; TRAILER_ENTRY_SIZE];
+        let offset = index_offset + at as usize * TRAILER_ENTRY_SIZE;
+        file.read_exact_at(&mut bytes, offset as u64).map_err(|error| self.read_error(record.id, error))?;
+        let entry = Entry::from_bytes(&bytes).map_err(|source| Error::Damaged { pack: record.id, source })?;
+        let end = u64::from(entry.offset) + u64::from(entry.sealed_size);
+        let fits = entry.offset as usize >= HEADER_SIZE && end <= index_offset as u64;
+        if !fits || u64::from(entry.plain_size) > BLOCK_SIZE {
+            return Err(damaged(record.id, format!("entry {at} of its index points outside")));
+        }
+        Ok(entry)
+    }
+
+    fn open(&self, number: u32, id: PackId) -> Result<Arc<File>, Error> {
+        let cached = self.files.lock().expect(LOCKED).get(&number);
+        if let Some(file) = cached {
+            return Ok(file);
+        }
+        let path = self.layout.pack(id);
+        let file = Arc::new(File::open(&path).map_err(|error| self.layout.error("open", &path, error))?);
+        self.files.lock().expect(LOCKED).insert(number, file.clone());
+        Ok(file)
+    }
+
+    fn read_error(&self, id: PackId, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(id, "it is cut off".into()),
+            _ => self.layout.error("read", &self.layout.pack(id), error),
+        }
+    }
+}
+
+impl StoredObject {
+    /// Opens and proves a block.
+    pub(crate) fn open_block(&self, key: &IdKey, id: seal::BlockId) -> Result<Vec<u8>, Error> {
+        let mut opener = Opener::new()?;
+        opener
+            .open_block(key, id, self.sealed(), self.plain_size as usize)
+            .map(<[u8]>::to_vec)
+            .map_err(|source| Error::Damaged { pack: self.pack, source })
+    }
+
+    /// Opens and proves a node.
+    pub(crate) fn open_node(&self, key: &IdKey, id: seal::NodeId) -> Result<seal::Node, Error> {
+        let mut opener = Opener::new()?;
+        let damaged = |source| Error::Damaged { pack: self.pack, source };
+        let plain = opener.open(self.sealed(), self.plain_size as usize).map_err(damaged)?;
+        let found = key.node_id(plain);
+        if found != id {
+            return Err(damaged(seal::Error::NodeId { expected: id, found }));
+        }
+        seal::Node::from_bytes(plain).map_err(damaged)
+    }
+
+    fn sealed(&self) -> Sealed<'_> {
+        Sealed { codec: self.codec, bytes: &self.bytes }
+    }
+}
+
+/// Plain size of the ordinary object of a kind.
+pub(crate) fn whole_size(kind: PackKind) -> u64 {
+    match kind {
+        PackKind::Data => BLOCK_SIZE,
+        PackKind::Tree => NODE_SIZE as u64,
+    }
+}
+
+/// Reads and checks the end of a pack file: its size and its index.
+pub(crate) fn read_index(file: &File) -> Result<(u32, PackIndex), String> {
+    let size = file.metadata().map_err(|error| error.to_string())?.len();
+    if size > MAX_PACK_SIZE as u64 || size < (HEADER_SIZE + TRAILER_FOOTER_SIZE) as u64 {
+        return Err(format!("{size} bytes is no pack's size"));
+    }
+    let read_tail = |bytes: u64| {
+        let mut tail = vec![0; usize::try_from(bytes).expect("bounded by MAX_PACK_SIZE")];
+        file.read_exact_at(&mut tail, size - bytes).map_err(|error| error.to_string())?;
+        Ok::<_, String>(tail)
+    };
+    let mut tail = read_tail(size.min(TAIL_GUESS))?;
+    let footer = &tail[tail.len() - TRAILER_FOOTER_SIZE..];
+    let needed = PackIndex::tail_size(footer, size).map_err(|error| error.to_string())?;
+    if needed > tail.len() {
+        tail = read_tail(needed as u64)?;
+    }
+    let index =
+        PackIndex::from_tail(&tail[tail.len() - needed..], size).map_err(|error| error.to_string())?;
+    Ok((u32::try_from(size).expect("bounded by MAX_PACK_SIZE"), index))
+}
+
+/// Every file below `packs/`, sorted. What has no pack's name is a stray.
+pub(crate) fn list(layout: &Layout) -> Result<Listing, Error> {
+    let mut listing = Listing { packs: Vec::new(), strays: Vec::new() };
+    for above in entries(layout, &layout.packs())? {
+        if !above.is_dir() {
+            listing.strays.push(above);
+            continue;
+        }
+        for path in entries(layout, &above)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            match name.parse::<PackId>() {
+                Ok(id) if layout.pack(id) == path => listing.packs.push((id, path)),
+                _ => listing.strays.push(path),
+            }
+        }
+    }
+    Ok(listing)
+}
+
+/// The entries of a directory, sorted; none where the directory is missing.
+pub(crate) fn entries(layout: &Layout, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |error| layout.error("list", dir, error);
+    let found = match std::fs::read_dir(dir) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut paths =
+        found.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn damaged(pack: PackId, reason: String) -> Error {
+    Error::Damaged { pack, source: seal::Error::Pack { reason } }
+}

@@ -1,0 +1,347 @@
+//! Restore points: the records that make backups exist.
+//!
+//! A point's file is named by the hash of its bytes and never changes. It is written last; before that every
+//! disk's tree was proven to be in the store.
+
+use super::packs::entries;
+use super::{Store, time};
+use crate::Error;
+use seal::{Tree, TreeId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use uuid::Uuid;
+
+/// Largest restore point that is written or read: a VM's metadata and 250 disks take a few hundred KiB.
+const MAX_POINT_SIZE: u64 = 16 << 20;
+/// Fewest digits that name a point.
+const SHORTEST_PREFIX: usize = 4;
+/// Digits of [`PointId::short`].
+const SHORT_DIGITS: usize = 12;
+
+/// BLAKE3-256 (no key) of a restore point's file; its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointId([u8; 32]);
+
+/// The record that makes a backup exist.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestorePoint {
+    /// [`RestorePoint::VERSION`].
+    pub version: u32,
+    /// The job that made it.
+    pub job: String,
+    /// The run that the job belonged to.
+    pub run: String,
+    /// When, as [`timestamp`](crate::timestamp) gives it.
+    pub created: String,
+    /// The store's id.
+    pub store: Uuid,
+    /// Where the VM lived.
+    pub pool: PointPool,
+    /// The VM.
+    pub vm: PointVm,
+    /// Its disks.
+    pub disks: Vec<PointDisk>,
+    /// The point that the job started from.
+    pub base: Option<PointId>,
+}
+
+/// A restore point's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointPool {
+    /// XAPI's uuid.
+    pub uuid: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A restore point's VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PointVm {
+    /// XAPI's uuid.
+    pub uuid: String,
+    /// Its name.
+    pub name: String,
+    /// What is needed to make it again.
+    pub metadata: serde_json::Value,
+}
+
+/// A restore point's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointDisk {
+    /// Uuid of the live VDI.
+    pub vdi: String,
+    /// Its name.
+    pub name: String,
+    /// Its position on the VM.
+    pub userdevice: u16,
+    /// Whether the VM boots from it.
+    pub bootable: bool,
+    /// Its content.
+    pub tree: Tree,
+    /// What proves the content.
+    pub tree_id: TreeId,
+    /// How it was read.
+    pub mode: DiskMode,
+    /// Why in this way.
+    pub reason: String,
+    /// What the job counted.
+    pub counts: wire::DiskCounts,
+    /// The VDI in the pool to list the next changes from.
+    pub reference: Option<String>,
+}
+
+/// How a disk was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskMode {
+    /// The blocks that changed tracking listed.
+    Cbt,
+    /// Every block, compared with the base.
+    Scan,
+    /// Every block.
+    Full,
+}
+
+/// A restore point and its name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPoint {
+    /// Its name.
+    pub id: PointId,
+    /// What it says.
+    pub point: RestorePoint,
+}
+
+/// A file in `points/` that is not a restore point.
+#[derive(Clone, Debug)]
+pub struct DamagedPoint {
+    /// The file.
+    pub path: PathBuf,
+    /// Which check failed.
+    pub reason: String,
+}
+
+/// All restore points of a store.
+#[derive(Clone, Debug, Default)]
+pub struct Points {
+    /// Those that can be read, oldest first.
+    pub points: Vec<StoredPoint>,
+    /// The others.
+    pub damaged: Vec<DamagedPoint>,
+}
+
+impl RestorePoint {
+    /// The version that this program writes and reads.
+    pub const VERSION: u32 = 1;
+}
+
+impl PointId {
+    fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The first 12 hexadecimal digits, as shown to people.
+    pub fn short(&self) -> String {
+        self.to_string().chars().take(SHORT_DIGITS).collect()
+    }
+}
+
+/// 64 lower-case hexadecimal digits.
+impl fmt::Display for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PointId({self})")
+    }
+}
+
+impl FromStr for PointId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        blake3::Hash::from_hex(text)
+            .map(|hash| Self(*hash.as_bytes()))
+            .map_err(|_| Error::PointNotFound { wanted: text.chars().take(80).collect() })
+    }
+}
+
+impl Serialize for PointId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PointId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Store {
+    /// Makes a backup exist. Every disk's tree is proven to be in the store first, unless
+    /// [`finish_tree`](Store::finish_tree) did so in this process. The same point twice is one point.
+    ///
+    /// # Errors
+    /// [`Error::PointRefused`] where the point contradicts itself or the store, [`Error::NotFinished`] naming
+    /// the disk that is not whole, [`Error::Full`] or what the file system says. Then no point exists.
+    pub fn commit_point(&self, point: &RestorePoint) -> Result<PointId, Error> {
+        let refused = |reason: String| Err(Error::PointRefused { reason });
+        if point.version != RestorePoint::VERSION {
+            return refused(format!("its version is {}, not {}", point.version, RestorePoint::VERSION));
+        }
+        if point.store != self.id() {
+            return refused(format!("it belongs to store {}, this is {}", point.store, self.id()));
+        }
+        if time::sort_key(&point.created).is_none() {
+            return refused(format!("'{}' is not a time like 2026-11-03T10:20:30Z", point.created));
+        }
+        for disk in &point.disks {
+            self.check_finished(disk)?;
+        }
+        let bytes = match serde_json::to_vec_pretty(point) {
+            Ok(bytes) if bytes.len() as u64 <= MAX_POINT_SIZE => bytes,
+            Ok(bytes) => return refused(format!("it takes {} bytes, over {MAX_POINT_SIZE}", bytes.len())),
+            Err(error) => return refused(format!("it cannot be written as JSON: {error}")),
+        };
+        let id = PointId::of(&bytes);
+        let path = self.point_path(id);
+        if read_point(&path).is_ok() {
+            self.layout.sync_dir(&self.layout.points())?;
+            return Ok(id);
+        }
+        if let Err(error) = self.layout.write(&path, &bytes) {
+            // The last step may have failed after the name was given: then what failed must not exist.
+            if path.exists() {
+                self.layout.remove(&path)?;
+            }
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    fn check_finished(&self, disk: &PointDisk) -> Result<(), Error> {
+        let not_finished = |source| Error::NotFinished { vdi: disk.vdi.clone(), source: Box::new(source) };
+        let found = disk.tree.id(&self.id_key);
+        if found != disk.tree_id {
+            return Err(not_finished(Error::TreeId { expected: disk.tree_id, found }));
+        }
+        if self.finished.lock().expect("no panic while it is locked").contains(&found) {
+            return Ok(());
+        }
+        self.finish_tree(disk.tree, None).map(|_| ()).map_err(not_finished)
+    }
+
+    /// All restore points, oldest first, and the files among them that cannot be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the directory cannot be listed.
+    pub fn points(&self) -> Result<Points, Error> {
+        let mut found = Points::default();
+        for path in entries(&self.layout, &self.layout.points())? {
+            match read_point(&path) {
+                Ok(point) => found.points.push(point),
+                Err(reason) => found.damaged.push(DamagedPoint { path, reason }),
+            }
+        }
+        found.points.sort_by_cached_key(|stored| (time::sort_key(&stored.point.created), stored.id));
+        Ok(found)
+    }
+
+    /// One restore point.
+    ///
+    /// # Errors
+    /// [`Error::PointNotFound`], [`Error::PointDamaged`].
+    pub fn point(&self, id: PointId) -> Result<StoredPoint, Error> {
+        let path = self.point_path(id);
+        if !path.exists() {
+            return Err(Error::PointNotFound { wanted: id.to_string() });
+        }
+        read_point(&path).map_err(|reason| Error::PointDamaged { path, reason })
+    }
+
+    /// The restore point whose id begins with `prefix`, at least 4 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`Error::PointNotFound`], [`Error::PointAmbiguous`], [`Error::PointDamaged`].
+    pub fn find_point(&self, prefix: &str) -> Result<StoredPoint, Error> {
+        let wanted = prefix.to_ascii_lowercase();
+        let mut ids = Vec::new();
+        if wanted.len() >= SHORTEST_PREFIX {
+            for path in entries(&self.layout, &self.layout.points())? {
+                ids.extend(id_of(&path).filter(|id| id.to_string().starts_with(&wanted)));
+            }
+        }
+        match ids[..] {
+            [] => Err(Error::PointNotFound { wanted: prefix.chars().take(80).collect() }),
+            [id] => self.point(id),
+            [first, second, ..] => {
+                Err(Error::PointAmbiguous { wanted: prefix.to_owned(), count: ids.len(), first, second })
+            }
+        }
+    }
+
+    /// The newest restore point of a VM.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the points cannot be listed. Damaged ones are passed over.
+    pub fn latest_point(&self, vm_uuid: &str) -> Result<Option<StoredPoint>, Error> {
+        Ok(self.points()?.points.into_iter().rfind(|stored| stored.point.vm.uuid == vm_uuid))
+    }
+
+    /// Forgets a restore point. Its blocks stay.
+    ///
+    /// # Errors
+    /// [`Error::PointNotFound`], or what the file system says.
+    pub fn remove_point(&self, id: PointId) -> Result<(), Error> {
+        let path = self.point_path(id);
+        match path.exists() {
+            true => self.layout.remove(&path),
+            false => Err(Error::PointNotFound { wanted: id.to_string() }),
+        }
+    }
+
+    fn point_path(&self, id: PointId) -> PathBuf {
+        self.layout.points().join(format!("{id}.json"))
+    }
+}
+
+/// The id that a file's name says; `None` for any other name.
+fn id_of(path: &Path) -> Option<PointId> {
+    let id: PointId = path.file_stem()?.to_str()?.parse().ok()?;
+    (path.file_name()?.to_str()? == format!("{id}.json")).then_some(id)
+}
+
+/// Reads a restore point and checks it against its name.
+fn read_point(path: &Path) -> Result<StoredPoint, String> {
+    let id = id_of(path).ok_or("its name is not a restore point's")?;
+    let bytes = read_bounded(path).map_err(|error| error.to_string())?;
+    let found = PointId::of(&bytes);
+    if found != id {
+        return Err(format!("its bytes have the id {found}"));
+    }
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let version: Version = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if version.version != RestorePoint::VERSION {
+        return Err(format!("version {} is not known to this program; use a newer one", version.version));
+    }
+    let point: RestorePoint = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    Ok(StoredPoint { id, point })
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_POINT_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_POINT_SIZE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}

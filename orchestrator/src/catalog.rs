@@ -1,0 +1,238 @@
+//! The store as commands see it: opening it, listing and naming restore points, checking it.
+
+use crate::error::{Error, Kind, Result};
+use crate::report::{Event, Report, table};
+use ads::{Depth, ErrorKind, Scope, Store, StoredPoint, VerifyReport};
+use blocks::ByteCount;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Findings shown to people; `--json` shows all.
+const SHOWN_FINDINGS: usize = 20;
+
+/// Opens a store; makes it first where the directory is absent or empty and `create` is set.
+///
+/// # Errors
+/// [`Kind::Store`] naming the directory and what helps.
+pub fn open(directory: &Path, create: bool) -> Result<(Arc<Store>, bool)> {
+    let empty = match std::fs::read_dir(directory) {
+        Ok(mut items) => items.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if empty && !create {
+        return Err(Error::new(Kind::Store, format!("there is no store at {}", directory.display()))
+            .remedy("name the store with --store, or make one with the first `abd backup`"));
+    }
+    let store = if empty { Store::init(directory) } else { Store::open(directory) };
+    Ok((Arc::new(store.map_err(store_error)?), empty))
+}
+
+/// Gives a store's error its meaning for the exit code.
+pub fn store_error(error: ads::Error) -> Error {
+    let (kind, remedy) = match error.kind() {
+        ErrorKind::Full => (Kind::StoreFull, Some("make room in the store's file system and run again")),
+        ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::BadPack => {
+            (Kind::Damaged, Some("run `abd verify --read-data` to see what is damaged"))
+        }
+        ErrorKind::NotFound => (Kind::NotFound, Some("see `abd list`")),
+        ErrorKind::Ambiguous => (Kind::NotFound, Some("give more digits of the restore point's id")),
+        ErrorKind::NotAStore => (Kind::Store, Some("name another directory with --store")),
+        ErrorKind::Unsupported => (Kind::Store, Some("use the version of abd that wrote it")),
+        ErrorKind::Busy => (Kind::Store, Some("wait until the other process has ended")),
+        ErrorKind::Io => {
+            (Kind::Store, Some("check the directory's permissions, its file system and the mount"))
+        }
+        ErrorKind::Exists | ErrorKind::Refused => (Kind::Store, None),
+    };
+    let wrapped = Error::new(kind, error.to_string());
+    let wrapped = match std::error::Error::source(&error).map(ToString::to_string) {
+        Some(source) if !wrapped.to_string().contains(&source) => {
+            Error::new(kind, format!("{error}: {source}"))
+        }
+        _ => wrapped,
+    };
+    match remedy {
+        Some(remedy) => wrapped.remedy(remedy),
+        None => wrapped,
+    }
+}
+
+/// Prints the restore points, of one VM where it is named by name or uuid.
+///
+/// # Errors
+/// [`Kind::Damaged`] after the list where a restore point cannot be read.
+pub fn list(store: &Store, vm: Option<&str>, report: &Report) -> Result<()> {
+    let all = store.points().map_err(store_error)?;
+    let points: Vec<&StoredPoint> = all
+        .points
+        .iter()
+        .filter(|stored| vm.is_none_or(|vm| stored.point.vm.name == vm || stored.point.vm.uuid == vm))
+        .collect();
+    let value = json!({
+        "points": points.iter().map(|stored| summary(stored)).collect::<Vec<_>>(),
+        "damaged": all.damaged.iter().map(|d| json!({"path": d.path, "reason": d.reason.to_string()})).collect::<Vec<_>>(),
+    });
+    report.answer(&value, || match points.as_slice() {
+        [] => "no restore points".into(),
+        points => {
+            let rows: Vec<_> = points.iter().map(|stored| row(stored)).collect();
+            table(&["POINT", "TIME", "VM", "DISKS", "SIZE", "MODE", "READ", "STORED"], &rows)
+        }
+    });
+    match all.damaged.first() {
+        None => Ok(()),
+        Some(damaged) => Err(Error::new(
+            Kind::Damaged,
+            format!(
+                "{} restore points cannot be read, the first is {}: {}",
+                all.damaged.len(),
+                damaged.path.display(),
+                damaged.reason
+            ),
+        )
+        .remedy("run `abd verify`; the others are not touched by it")),
+    }
+}
+
+fn summary(stored: &StoredPoint) -> serde_json::Value {
+    json!({
+        "id": stored.id, "created": stored.point.created, "vm": stored.point.vm.name,
+        "vm_uuid": stored.point.vm.uuid, "pool": stored.point.pool.name, "job": stored.point.job,
+        "base": stored.point.base, "disks": stored.point.disks,
+    })
+}
+
+fn row(stored: &StoredPoint) -> Vec<String> {
+    let disks = &stored.point.disks;
+    let sum = |of: &dyn Fn(&ads::PointDisk) -> ByteCount| {
+        disks.iter().fold(ByteCount::new(0), |sum, disk| sum.saturating_add(of(disk))).to_string()
+    };
+    let mut modes: Vec<_> = disks.iter().map(|disk| crate::tracking::mode_name(disk.mode)).collect();
+    modes.dedup();
+    vec![
+        stored.id.short(),
+        short_time(&stored.point.created),
+        stored.point.vm.name.clone(),
+        disks.len().to_string(),
+        sum(&|disk| disk.tree.size),
+        modes.join("+"),
+        sum(&|disk| disk.counts.moved),
+        sum(&|disk| disk.counts.sealed),
+    ]
+}
+
+fn short_time(created: &str) -> String {
+    created.get(..16).unwrap_or(created).replace('T', " ")
+}
+
+/// Prints one restore point.
+pub fn show(stored: &StoredPoint, report: &Report) {
+    report.answer(&json!({"id": stored.id, "point": stored.point}), || {
+        let point = &stored.point;
+        let mut text = format!(
+            "restore point  {}\ncreated        {}\nVM             {} ({})\npool           {} ({})\njob            {}\nbase           {}\n\n",
+            stored.id,
+            point.created,
+            point.vm.name,
+            point.vm.uuid,
+            point.pool.name,
+            point.pool.uuid,
+            point.job,
+            point.base.map_or_else(|| "none".into(), |base| base.short()),
+        );
+        let rows: Vec<_> = point
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(at, disk)| {
+                vec![
+                    at.to_string(),
+                    disk.userdevice.to_string(),
+                    disk.name.clone(),
+                    disk.tree.size.to_string(),
+                    crate::tracking::mode_name(disk.mode).into(),
+                    disk.counts.moved.to_string(),
+                    disk.counts.sealed.to_string(),
+                ]
+            })
+            .collect();
+        text.push_str(&table(&["DISK", "POSITION", "NAME", "SIZE", "MODE", "READ", "STORED"], &rows));
+        for (at, disk) in point.disks.iter().enumerate() {
+            text.push_str(&format!("\n\ndisk {at}: VDI {}\n  read because: {}\n  tree id: {}", disk.vdi, disk.reason, disk.tree_id));
+        }
+        text
+    });
+}
+
+/// Checks restore points, all or the named ones, and prints what was found.
+///
+/// # Errors
+/// [`Kind::Damaged`] where anything is wrong.
+pub fn verify(store: &Store, points: &[String], read_data: bool, report: &Arc<Report>) -> Result<()> {
+    let scope = if points.is_empty() {
+        Scope::All
+    } else {
+        let found = points.iter().map(|id| store.find_point(id).map(|stored| stored.id));
+        Scope::Points(found.collect::<std::result::Result<_, _>>().map_err(store_error)?)
+    };
+    let depth = if read_data { Depth::EveryByte } else { Depth::Structure };
+    let progress = |progress: ads::VerifyProgress| {
+        report.event(&Event::Bytes {
+            what: "verify".into(),
+            done: progress.bytes_done.get(),
+            total: progress.bytes.get(),
+        });
+    };
+    let found = store.verify(&scope, depth, &progress).map_err(store_error)?;
+    report.event(&Event::Bytes { what: "verify".into(), done: 1, total: 1 });
+    report.answer(&verify_json(&found), || verify_text(&found, read_data));
+    if found.is_clean() {
+        return Ok(());
+    }
+    let count = found.findings.len();
+    Err(Error::new(Kind::Damaged, format!("{count} things in the store are damaged"))
+        .remedy("the restore points that are not named are whole; back the others' VMs up again"))
+}
+
+fn verify_json(found: &VerifyReport) -> serde_json::Value {
+    json!({
+        "clean": found.is_clean(), "points": found.points, "disks": found.disks, "packs": found.packs,
+        "blocks": found.blocks, "nodes": found.nodes, "bytes_read": found.bytes_read,
+        "findings": found.findings.iter().map(|finding| json!({
+            "message": finding.to_string(),
+            "affects": finding.affects.iter().map(|a| json!({
+                "point": a.point, "vm": a.vm, "vdi": a.vdi, "offset": a.offset, "size": a.size,
+            })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn verify_text(found: &VerifyReport, read_data: bool) -> String {
+    let mut text = format!(
+        "{} restore points, {} disks, {} packs, {} blocks, {} nodes checked",
+        found.points, found.disks, found.packs, found.blocks, found.nodes
+    );
+    text.push_str(if read_data {
+        "; every byte was read"
+    } else {
+        "; structure only, --read-data reads every byte"
+    });
+    for finding in found.findings.iter().take(SHOWN_FINDINGS) {
+        text.push_str(&format!("\ndamaged: {finding}"));
+        for affected in &finding.affects {
+            text.push_str(&format!(
+                "\n         {} at {} of restore point {} ({}, VDI {})",
+                affected.size,
+                affected.offset,
+                affected.point.short(),
+                affected.vm,
+                affected.vdi
+            ));
+        }
+    }
+    if found.is_clean() {
+        text.push_str("\nnothing is damaged");
+    }
+    text
+}

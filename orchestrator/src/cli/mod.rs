@@ -1,0 +1,338 @@
+//! The command line: what was typed, and which part does it.
+
+mod commands;
+
+use crate::config::State;
+use crate::error::{Error, Kind, Result};
+use crate::report::Report;
+use clap::{Args, Parser, Subcommand};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done   1 a job failed   2 wrong usage   3 no such VM, pool or restore point   4 credentials refused
+  5 pool unreachable   6 certificate not trusted or changed   7 template missing or of another version
+  8 store unusable   9 store full   10 damaged data   11 leftovers in the pool   130 stopped by a signal";
+
+/// Agentless backup for XenServer and XCP-ng.
+#[derive(Debug, Parser)]
+#[command(name = "abd", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// One JSON object per line on standard output, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Directory for pools and journals [default: /var/lib/abd for root].
+    #[arg(long, global = true, env = "ABD_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Directory of the data store [default: `store` in the state directory].
+    #[arg(long, global = true, env = "ABD_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
+
+    /// More log lines on standard error; twice for every call.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Add, list and remove pools.
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Build, import, list and remove the appliance template.
+    #[command(subcommand)]
+    Template(TemplateCommand),
+    /// Back up VMs, each by its own delegate, all at once.
+    #[command(
+        after_help = "Example:\n  abd backup web01 db01 mail01\n  abd --json backup --pool dc1 7a9c…-uuid | jq ."
+    )]
+    Backup(BackupArgs),
+    /// List restore points.
+    #[command(after_help = "Example:\n  abd list web01")]
+    List {
+        /// Only of this VM, by name or uuid.
+        vm: Option<String>,
+    },
+    /// Show one restore point.
+    #[command(after_help = "Example:\n  abd show 3f2a90c1b4d2")]
+    Show {
+        /// Its id, or the beginning of it.
+        point: String,
+    },
+    /// Restore a restore point's disks into new VDIs.
+    #[command(
+        after_help = "Example:\n  abd restore 3f2a90c1b4d2\n  abd restore 3f2a --disk 0 --sr 'Local storage'"
+    )]
+    Restore(RestoreArgs),
+    /// Check restore points: that everything they need is there, or every byte.
+    #[command(after_help = "Example:\n  abd verify --read-data")]
+    Verify {
+        /// Ids of restore points; all where none is given.
+        points: Vec<String>,
+        /// Open and hash every block instead of checking the structure only.
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// Remove what dead jobs left in the pools. Can be run at any time.
+    #[command(after_help = "Example:\n  abd reconcile")]
+    Reconcile {
+        /// Only this pool.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Look for what would keep jobs from working. Changes nothing.
+    #[command(after_help = "Example:\n  abd doctor")]
+    Doctor {
+        /// Only this pool.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PoolCommand {
+    /// Trust a pool's certificate and remember the pool.
+    #[command(
+        after_help = "Example:\n  abd pool add https://10.0.0.11 --user root --password-file /etc/abd/pool.password\n  abd pool add --local --advertise 10.0.0.11"
+    )]
+    Add(PoolAddArgs),
+    /// List the pools.
+    #[command(after_help = "Example:\n  abd pool list")]
+    List,
+    /// Forget a pool. Nothing in it is changed.
+    #[command(after_help = "Example:\n  abd pool remove dc1")]
+    Remove {
+        /// The pool's name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PoolAddArgs {
+    /// https://HOST[:PORT] of the pool's coordinator.
+    #[arg(required_unless_present = "local", conflicts_with = "local")]
+    url: Option<String>,
+    /// Use XAPI's socket on this host: for running in a control domain, without a password.
+    #[arg(long)]
+    local: bool,
+    /// XAPI's socket, with --local.
+    #[arg(long, default_value = "/var/lib/xcp/xapi", value_name = "PATH", requires = "local")]
+    socket: PathBuf,
+    /// Name for commands [default: the pool's own name].
+    #[arg(long)]
+    name: Option<String>,
+    /// User of the pool.
+    #[arg(long, default_value = "root")]
+    user: String,
+    /// File whose first line is the password. Without it: $ABD_PASSWORD or systemd's credential abd-<pool>.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// SHA-256 of the certificate, where you know it; else it is shown and asked about.
+    #[arg(long, value_name = "HEX")]
+    fingerprint: Option<String>,
+    /// Address at which delegates reach this machine.
+    #[arg(long, value_name = "ADDRESS")]
+    advertise: Option<IpAddr>,
+    /// Address and port to listen at for delegates [default: all addresses, any port].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Network for delegates, by name or uuid [default: the management network].
+    #[arg(long)]
+    network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum TemplateCommand {
+    /// Pack a disk image into a template file (XVA).
+    #[command(after_help = "Example:\n  abd template build --disk out/abd.img --out out/abd.xva")]
+    Build {
+        /// The disk image, as made by scripts/image.
+        #[arg(long, value_name = "FILE")]
+        disk: PathBuf,
+        /// The XVA to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Bring a template file into a pool.
+    #[command(after_help = "Example:\n  abd template import out/abd.xva")]
+    Import {
+        /// The XVA.
+        file: PathBuf,
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+        /// Storage repository, by name or uuid [default: the pool's default].
+        #[arg(long)]
+        sr: Option<String>,
+    },
+    /// List the appliance's templates in a pool.
+    #[command(after_help = "Example:\n  abd template list")]
+    List {
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Remove the appliance's templates from a pool, or one of them.
+    #[command(after_help = "Example:\n  abd template remove")]
+    Remove {
+        /// Only the one with this uuid.
+        uuid: Option<String>,
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DelegateArgs {
+    /// The pool, where more than one is known.
+    #[arg(long)]
+    pool: Option<String>,
+    /// Memory of each delegate in MiB.
+    #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=65536))]
+    delegate_memory: u64,
+    /// Processors of each delegate.
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=16))]
+    delegate_vcpus: u32,
+    /// Fixed addresses (CIDR) for the delegate instead of DHCP; for runs with one delegate.
+    #[arg(long, value_name = "CIDR")]
+    delegate_address: Vec<String>,
+    /// Gateways, with --delegate-address.
+    #[arg(long, value_name = "ADDRESS", requires = "delegate_address")]
+    delegate_gateway: Vec<IpAddr>,
+    /// A delegate that gets nowhere or hears nothing for this many seconds powers itself off.
+    #[arg(long, default_value_t = 90, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(10..))]
+    watchdog: u16,
+    /// How many seconds a delegate may take from its start to its first call.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=3600))]
+    boot_limit: u64,
+}
+
+#[derive(Debug, Args)]
+struct BackupArgs {
+    /// VMs, by name or uuid.
+    #[arg(required = true)]
+    vms: Vec<String>,
+    #[command(flatten)]
+    delegate: DelegateArgs,
+    /// Most jobs at once; each has a delegate of its own.
+    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
+    /// Do not switch change tracking on where it is off.
+    #[arg(long)]
+    no_enable_cbt: bool,
+    /// Read unallocated space too on a first backup.
+    #[arg(long)]
+    read_unallocated: bool,
+    /// zstd level.
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-7..=19))]
+    level: i8,
+}
+
+#[derive(Debug, Args)]
+struct RestoreArgs {
+    /// The restore point's id, or the beginning of it.
+    point: String,
+    /// Only these disks, by their number in `abd show`.
+    #[arg(long, value_name = "NUMBER")]
+    disk: Vec<usize>,
+    /// Storage repository for the new VDIs, by name or uuid [default: the pool's default].
+    #[arg(long)]
+    sr: Option<String>,
+    #[command(flatten)]
+    delegate: DelegateArgs,
+}
+
+/// What every command needs.
+struct Session {
+    state: State,
+    store: PathBuf,
+    report: Arc<Report>,
+    json: bool,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_logging(cli.verbose);
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error, json);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let state = State::open(cli.state_dir.unwrap_or_else(State::default_directory))?;
+    let store = cli.store.unwrap_or_else(|| state.default_store());
+    let session = Session { state, store, report: Arc::new(Report::new(cli.json)), json: cli.json };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Failed, "cannot start threads").because(error))?;
+    let result = runtime.block_on(commands::dispatch(&session, cli.command));
+    // A blocking read of the store must not hold the process back once the answer is known.
+    runtime.shutdown_background();
+    result
+}
+
+/// One error object on standard output for programs, or the chain and the remedy on standard error.
+fn print_error(error: &Error, json: bool) {
+    if json {
+        let value = serde_json::json!({
+            "event": "error", "error": error.chain(), "remedy": error.remedy_text(),
+            "exit_code": error.kind().exit_code(),
+        });
+        println!("{value}");
+        return;
+    }
+    eprintln!("abd: {}", error.chain());
+    if let Some(remedy) = error.remedy_text() {
+        eprintln!("     what to do: {remedy}");
+    }
+}
+
+fn init_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ABD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{} has no example", command.get_name());
+            }
+        }
+        check(&Cli::command());
+    }
+}

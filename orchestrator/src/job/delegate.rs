@@ -1,0 +1,423 @@
+//! One delegate: made from the template, started, watched until it has halted, removed.
+
+use super::{Failure, Job, cancelled};
+use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tags};
+use crate::error::{Context, Error, Kind, Result};
+use crate::journal::Entry;
+use crate::report::Event;
+use ads::{JobEvent, JobGrant, JobHandle};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use wire::{Claim, DiskAnswer, DiskDone, JobDone};
+use xapi::{Host, PowerState, Ref, StringMap, VbdCreate, VbdMode, VbdType, Vdi, VifCreate, Vm};
+
+/// How long a delegate may take to halt after its last word.
+const HALT_LIMIT: Duration = Duration::from_secs(60);
+/// How often limits are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the service's queue of events may be silent before it counts as empty.
+const QUEUE_PAUSE: Duration = Duration::from_millis(200);
+/// Events of one VM that may wait: it changes a few times a second at most.
+const EVENT_QUEUE: usize = 64;
+/// Pause before the events of a delegate are asked for again after the pool did not answer.
+const EVENT_PAUSE: Duration = Duration::from_secs(2);
+
+/// A disk that a delegate gets.
+pub(super) struct Attachment {
+    pub vdi: Ref<Vdi>,
+    pub userdevice: u16,
+    pub writable: bool,
+}
+
+/// A delegate that exists.
+pub(super) struct Delegate {
+    vm: Ref<Vm>,
+    own_vdis: Vec<String>,
+}
+
+/// What a delegate achieved.
+pub(super) struct Outcome {
+    pub claim: Option<Claim>,
+    /// By position in the order.
+    pub disks: Vec<Option<(DiskDone, DiskAnswer)>>,
+    pub done: JobDone,
+}
+
+/// What the pool says about a delegate's VM.
+enum VmEvent {
+    Is(Box<Vm>),
+    Gone,
+    Silent(xapi::Error),
+}
+
+struct VmEvents {
+    received: mpsc::Receiver<VmEvent>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What is known of a delegate while it runs.
+struct Watch {
+    claim: Option<Claim>,
+    disks: Vec<Option<(DiskDone, DiskAnswer)>>,
+    done: Option<JobDone>,
+    state: String,
+    error: Option<(String, String)>,
+    refused: Option<(String, String)>,
+    started: Instant,
+    halt_by: Option<Instant>,
+}
+
+impl Job<'_> {
+    /// Makes and starts a delegate with these disks. Where it fails the journal says what may exist.
+    pub(super) async fn provision(
+        &self,
+        entries: &mut Vec<Entry>,
+        disks: &[Attachment],
+        host: Option<&Ref<Host>>,
+    ) -> Result<Delegate> {
+        let run = self.run;
+        let client = &run.pool.client;
+        let name = delegate_name(&self.id);
+        self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
+        let vm =
+            client.vm_clone(&run.template.reference, &name).await.context(|| "clone the template".into())?;
+        for (key, value) in tags(&run.pool, &self.id) {
+            client.add_to_other_config(&vm, &key, &value).await.context(|| "tag the delegate".into())?;
+        }
+        let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
+        let own_vdis = disks_of(&run.pool, &record, |_| true).await;
+        self.record(entries, Entry::Delegate { uuid: record.uuid.to_string(), vdis: own_vdis.clone() })?;
+        let setup = async {
+            let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
+            client.set_name_description(&vm, &about).await?;
+            client.vm_provision(&vm).await?;
+            client.vm_set_memory_limits(&vm, xapi::MemoryLimits::fixed(run.settings.memory)).await?;
+            client.vm_set_vcpus(&vm, run.settings.vcpus).await?;
+            for disk in disks {
+                let vbd = VbdCreate {
+                    vm: vm.clone(),
+                    vdi: disk.vdi.clone(),
+                    userdevice: u32::from(disk.userdevice),
+                    bootable: false,
+                    mode: if disk.writable { VbdMode::ReadWrite } else { VbdMode::ReadOnly },
+                    kind: VbdType::Disk,
+                    other_config: StringMap::new(),
+                };
+                client.vbd_create(&vbd).await?;
+            }
+            let vif = VifCreate {
+                vm: vm.clone(),
+                network: run.network.clone(),
+                device: 0,
+                mac: String::new(),
+                mtu: run.network_mtu,
+                other_config: StringMap::new(),
+            };
+            client.vif_create(&vif).await?;
+            client.vm_set_xenstore_data(&vm, &self.xenstore_keys()).await
+        };
+        setup.await.context(|| "set up the delegate".into())?;
+        let started = match host {
+            Some(host) => client.vm_start_on(&vm, host).await,
+            None => client.vm_start(&vm).await,
+        };
+        started.context(|| "start the delegate".into())?;
+        Ok(Delegate { vm, own_vdis })
+    }
+
+    /// Opens the job at the service, makes a delegate for it, watches it to its end and removes it.
+    pub(super) async fn serve(
+        &self,
+        grant: JobGrant,
+        disks: &[Attachment],
+        host: Option<&Ref<Host>>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<Outcome, Failure> {
+        let handle = self.run.service.open_job(grant).map_err(|error| {
+            Error::new(Kind::Failed, "the store's service refuses the job").because(error)
+        })?;
+        self.step("start delegate");
+        let delegate = self.provision(entries, disks, host).await?;
+        let outcome = self.watch(&delegate, &handle, disks.len()).await?;
+        handle.close();
+        self.step("remove delegate");
+        self.remove(&delegate).await?;
+        Ok(outcome)
+    }
+
+    /// Writes an entry to the journal and remembers it for the clean-up.
+    pub(super) fn record(&self, entries: &mut Vec<Entry>, entry: Entry) -> Result<()> {
+        self.journal.write(&entry)?;
+        entries.push(entry);
+        Ok(())
+    }
+
+    fn xenstore_keys(&self) -> StringMap {
+        let run = self.run;
+        let mut keys = StringMap::from([
+            (wire::KEY_VERSION.into(), wire::PROTOCOL_VERSION.to_string()),
+            (wire::KEY_JOB.into(), self.id.clone()),
+            (wire::KEY_URL.into(), run.url.clone()),
+            (wire::KEY_ORCHESTRATOR_KEY.into(), run.service.fingerprint().to_string()),
+        ]);
+        for (key, value) in &run.settings.net {
+            keys.insert(format!("{}/0/{key}", wire::KEY_NET), value.clone());
+        }
+        keys
+    }
+
+    /// Removes a delegate and its own disks.
+    pub(super) async fn remove(&self, delegate: &Delegate) -> Result<()> {
+        destroy_vm(&self.run.pool, &delegate.vm).await.context(|| "remove the delegate".into())?;
+        for vdi in &delegate.own_vdis {
+            destroy_vdi(&self.run.pool, vdi).await.context(|| format!("remove the delegate's disk {vdi}"))?;
+        }
+        Ok(())
+    }
+
+    /// Watches a delegate until it has halted with its work done.
+    pub(super) async fn watch(
+        &self,
+        delegate: &Delegate,
+        handle: &JobHandle,
+        disks: usize,
+    ) -> Result<Outcome, Failure> {
+        let mut watch = Watch::new(disks);
+        let mut cancel = self.run.cancel.clone();
+        let mut events = VmEvents::start(&self.run.pool.client, &delegate.vm);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                Some(event) = events.received.recv() => match event {
+                    VmEvent::Gone => {
+                        return Err(watch.ended(self, "was removed from the pool by somebody else"));
+                    }
+                    VmEvent::Silent(error) => self.warn(format!("the pool sends no events: {error}")),
+                    VmEvent::Is(vm) => {
+                        if self.look(&vm, &mut watch, handle)? {
+                            // Its last calls were answered before it halted: they are in the queue.
+                            while let Ok(Some(event)) = timeout(QUEUE_PAUSE, handle.events().recv()).await {
+                                self.hear(event, &mut watch);
+                            }
+                            return watch.into_outcome(self);
+                        }
+                    }
+                },
+                Some(event) = handle.events().recv() => self.hear(event, &mut watch),
+                _ = tick.tick() => self.check_limits(&mut watch, handle)?,
+                () = requested(&mut cancel) => {
+                    handle.stop();
+                    return Err(cancelled().into());
+                }
+            }
+        }
+    }
+
+    /// Takes in the delegate's VM record. `true` once it has halted.
+    fn look(&self, vm: &Vm, watch: &mut Watch, handle: &JobHandle) -> Result<bool, Failure> {
+        let key = |key: &str| vm.xenstore_data.get(key).filter(|value| !value.is_empty());
+        if let Some(text) = key(wire::KEY_ABD_KEY) {
+            let fingerprint: pin::Fingerprint = text.parse().map_err(|error| {
+                Error::new(Kind::Failed, "the delegate published a key that is none").because(error)
+            })?;
+            handle
+                .admit(fingerprint)
+                .map_err(|error| Error::new(Kind::Failed, "the delegate's key is refused").because(error))?;
+        }
+        if let Some(state) = key(wire::KEY_STATE)
+            && *state != watch.state
+        {
+            watch.state.clone_from(state);
+            tracing::debug!(job = %self.id, state, "delegate");
+            if matches!(wire::State::from_name(state), Some(wire::State::Network | wire::State::Connecting)) {
+                self.step(&format!("delegate: {state}"));
+            }
+        }
+        if let Some(message) = key(wire::KEY_ERROR) {
+            let code = key(wire::KEY_ERROR_CODE).cloned().unwrap_or_default();
+            watch.error = Some((code, message.clone()));
+        }
+        Ok(vm.power_state == PowerState::Halted)
+    }
+
+    /// Takes in what the delegate told the service.
+    fn hear(&self, event: JobEvent, watch: &mut Watch) {
+        match event {
+            JobEvent::Claimed(claim) => {
+                self.step(&format!("delegate works ({})", claim.engine));
+                watch.claim = Some(claim);
+            }
+            JobEvent::Progress(progress) => self.show(&progress.disks),
+            JobEvent::DiskSealed { disk, tree, id, counts } => {
+                if let Some(slot) = watch.disks.get_mut(usize::from(disk)) {
+                    let done = DiskDone { disk, size: tree.size, root: tree.root, counts };
+                    *slot = Some((done, DiskAnswer { tree: id }));
+                }
+            }
+            JobEvent::Done(done) => {
+                self.show(&done.disks);
+                watch.halt_by = Some(Instant::now() + HALT_LIMIT);
+                watch.done = Some(done);
+            }
+            JobEvent::Refused { code, message } => watch.refused = Some((code, message)),
+        }
+    }
+
+    fn show(&self, disks: &[wire::DiskCounts]) {
+        let sum =
+            |of: fn(&wire::DiskCounts) -> blocks::ByteCount| disks.iter().map(|disk| of(disk).get()).sum();
+        self.run.report.event(&Event::Progress {
+            job: self.id.clone(),
+            moved: sum(|disk| disk.moved),
+            planned: sum(|disk| disk.planned),
+            sealed: sum(|disk| disk.sealed),
+        });
+    }
+
+    fn check_limits(&self, watch: &mut Watch, handle: &JobHandle) -> Result<(), Failure> {
+        let settings = &self.run.settings;
+        if let Some(by) = watch.halt_by {
+            if Instant::now() < by {
+                return Ok(());
+            }
+            // It said its last word; the clean-up powers it off.
+            return Err(watch.ended(self, &format!("did not power off within {} s", HALT_LIMIT.as_secs())));
+        }
+        match handle.last_contact() {
+            None if watch.started.elapsed() > settings.boot_limit => {
+                Err(watch.ended(self, &format!("did not call within {} s", settings.boot_limit.as_secs())))
+            }
+            Some(contact) if contact.elapsed() > settings.watchdog => {
+                Err(watch.ended(self, &format!("has not been heard for {} s", settings.watchdog.as_secs())))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl VmEvents {
+    /// Follows one VM by events in a task of its own, so that a waiting request is never cut short.
+    fn start(client: &xapi::Client, vm: &Ref<Vm>) -> Self {
+        let (sender, received) = mpsc::channel(EVENT_QUEUE);
+        let (client, class) = (client.clone(), format!("vm/{vm}"));
+        let task = tokio::spawn(async move {
+            let mut events = client.events(&[&class]);
+            loop {
+                let event = match events.next().await {
+                    Ok(xapi::Event::Resync) => continue,
+                    Ok(xapi::Event::Changed(change)) if change.operation == xapi::Operation::Del => {
+                        VmEvent::Gone
+                    }
+                    Ok(xapi::Event::Changed(change)) => match change.as_record::<Vm>() {
+                        Some(Ok((_, vm))) => VmEvent::Is(Box::new(vm)),
+                        _ => continue,
+                    },
+                    Err(error) => {
+                        events = client.events(&[&class]);
+                        tokio::time::sleep(EVENT_PAUSE).await;
+                        VmEvent::Silent(error)
+                    }
+                };
+                if sender.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { received, task }
+    }
+}
+
+impl Drop for VmEvents {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Ends when the run is to stop; never where nobody can ask for it any more.
+async fn requested(cancel: &mut watch::Receiver<bool>) {
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Watch {
+    fn new(disks: usize) -> Self {
+        Self {
+            claim: None,
+            disks: vec![None; disks],
+            done: None,
+            state: String::new(),
+            error: None,
+            refused: None,
+            started: Instant::now(),
+            halt_by: None,
+        }
+    }
+
+    /// A halted delegate: either all of its work is acknowledged, or it failed.
+    fn into_outcome(mut self, job: &Job<'_>) -> Result<Outcome, Failure> {
+        let done = match self.done.take() {
+            Some(done) if done.outcome.is_ok() => done,
+            Some(JobDone { outcome: Err(failure), .. }) => {
+                return Err(failed(job, &failure.code, &failure.message));
+            }
+            _ => {
+                let how = if self.claim.is_some() {
+                    "was powered off or crashed in the middle of its work"
+                } else {
+                    "was powered off or crashed before it called"
+                };
+                return Err(self.ended(job, how));
+            }
+        };
+        if self.disks.iter().any(Option::is_none) {
+            return Err(self.ended(job, "reported success without having finished every disk"));
+        }
+        Ok(Outcome { claim: self.claim, disks: self.disks, done })
+    }
+
+    /// The failure of a delegate that ended early: its own words where it left some.
+    fn ended(&mut self, job: &Job<'_>, how: &str) -> Failure {
+        if let Some((code, message)) = self.error.take().or(self.refused.take()) {
+            return failed(job, &code, &message);
+        }
+        let last = if self.state.is_empty() {
+            "it never wrote to XenStore: see its console".to_owned()
+        } else {
+            format!("its last state was '{}'", self.state)
+        };
+        let message = format!("the delegate of {} {how}; {last}", job.subject);
+        Failure { error: Error::new(Kind::Failed, message), code: None }
+    }
+}
+
+/// A failure in the delegate's own words, with what helps.
+fn failed(job: &Job<'_>, code: &str, message: &str) -> Failure {
+    let kind = match code {
+        "store-full" => Kind::StoreFull,
+        "store-error" => Kind::Store,
+        "bad-block" | "missing-block" => Kind::Damaged,
+        "protocol-version" => Kind::Template,
+        _ => Kind::Failed,
+    };
+    let mut error = Error::new(kind, format!("the delegate of {} failed: {message}", job.subject));
+    let remedy = match code {
+        "no-dhcp-lease" | "no-link" | "no-nic" => Some(
+            "check the network given by `abd pool add --network`, or give addresses with --delegate-address",
+        ),
+        "unreachable" => Some(
+            "let the delegate's network reach this machine, or name another address with `abd pool add --advertise`",
+        ),
+        "store-full" => Some("make room in the store's file system and run again; nothing was committed"),
+        "protocol-version" => {
+            Some("import the template that belongs to this version: abd template import FILE.xva")
+        }
+        "bad-block" | "missing-block" => Some("run `abd verify --read-data` to see what is damaged"),
+        _ => None,
+    };
+    if let Some(remedy) = remedy {
+        error = error.remedy(remedy);
+    }
+    Failure { error, code: (!code.is_empty()).then(|| code.to_owned()) }
+}

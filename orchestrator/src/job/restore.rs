@@ -1,0 +1,193 @@
+//! The restore job: new VDIs are made, a delegate writes a restore point's disks into them, and only whole ones
+//! stay.
+
+use super::delegate::{Attachment, Outcome};
+use super::{FIRST_POSITION, Failure, Job, MAX_DISKS, Run, summary_of};
+use crate::cleanup::tags;
+use crate::error::{Context, Error, Kind, Result};
+use crate::journal::Entry;
+use crate::pool::{TAG_JOB, TAG_OWNER};
+use crate::report::{DiskSummary, Event, JobSummary};
+use ads::{JobGrant, PointDisk, StoredPoint};
+use std::time::Instant;
+use wire::{Order, RestoreDisk, Work};
+use xapi::{Ref, Sr, StringMap, Vdi, VdiCreate, VdiType};
+
+/// `other_config` key of a restored VDI: the restore point it came from.
+pub const TAG_RESTORED: &str = "abd:restored";
+
+/// What to restore, and where to.
+pub struct Request {
+    /// The restore point.
+    pub point: StoredPoint,
+    /// Positions in its list of disks.
+    pub disks: Vec<usize>,
+    /// Where the new VDIs are made.
+    pub sr: Ref<Sr>,
+}
+
+struct Target {
+    disk: PointDisk,
+    vdi: Ref<Vdi>,
+    uuid: String,
+}
+
+/// Restores disks into new VDIs. Everything is reported; the result says how it ended for the exit code.
+///
+/// # Errors
+/// The kind of the failure.
+pub async fn run(run: &Run, request: Request) -> Result<(), Kind> {
+    let subject = request.point.point.vm.name.clone();
+    let job = match Job::start(run, &subject, &request.point.id.to_string()) {
+        Ok(job) => job,
+        Err(error) => {
+            run.report.event(&Event::JobFailed {
+                job: String::new(),
+                subject,
+                code: None,
+                error: error.chain(),
+                remedy: error.remedy_text().map(str::to_owned),
+                leftovers: Vec::new(),
+            });
+            return Err(error.kind());
+        }
+    };
+    let mut entries = Vec::new();
+    match job.restore(request, &mut entries, Instant::now()).await {
+        Ok(()) => {
+            if let Err(error) = job.journal.finish() {
+                tracing::warn!("{}", error.chain());
+            }
+            Ok(())
+        }
+        Err(failure) => Err(job.abandon(failure, &entries).await),
+    }
+}
+
+impl Job<'_> {
+    async fn restore(
+        &self,
+        request: Request,
+        entries: &mut Vec<Entry>,
+        started: Instant,
+    ) -> Result<(), Failure> {
+        if request.disks.len() > MAX_DISKS {
+            let message =
+                format!("{} disks are asked for, one delegate takes {MAX_DISKS}", request.disks.len());
+            return Err(Error::new(Kind::Failed, message)
+                .remedy("restore them in groups with --disk")
+                .into());
+        }
+        self.step("make disks");
+        let mut targets = Vec::new();
+        for at in &request.disks {
+            let disk = request.point.point.disks[*at].clone();
+            targets.push(self.make_vdi(&request, disk, entries).await?);
+        }
+        self.check_cancelled()?;
+        let outcome = self.write(&targets, entries).await?;
+        for target in &targets {
+            self.hand_over(target).await?;
+        }
+        self.record(entries, Entry::Restored)?;
+        self.report(&request, targets, outcome, started);
+        Ok(())
+    }
+
+    /// Makes a blank VDI, tagged with the job from its first moment.
+    async fn make_vdi(&self, request: &Request, disk: PointDisk, entries: &mut Vec<Entry>) -> Result<Target> {
+        let client = &self.run.pool.client;
+        let point = &request.point;
+        let name = format!("{} (restored)", disk.name);
+        self.record(entries, Entry::VdiIntent { name: name.clone() })?;
+        let mut other_config: StringMap = tags(&self.run.pool, &self.id);
+        other_config.insert(TAG_RESTORED.into(), point.id.to_string());
+        let create = VdiCreate {
+            name_label: name,
+            name_description: format!(
+                "{} of {} as of {}, restore point {}",
+                disk.name,
+                point.point.vm.name,
+                point.point.created,
+                point.id.short()
+            ),
+            sr: request.sr.clone(),
+            virtual_size: disk.tree.size.get(),
+            kind: VdiType::User,
+            other_config,
+            sm_config: StringMap::new(),
+        };
+        let vdi = client.vdi_create(&create).await.context(|| format!("make a VDI for {}", disk.name))?;
+        let record = client.get_record::<Vdi>(&vdi).await.context(|| "look at the VDI".into())?;
+        let uuid = record.uuid.to_string();
+        self.record(entries, Entry::Vdi { uuid: uuid.clone() })?;
+        if record.virtual_size < disk.tree.size.get() {
+            let message =
+                format!("the pool made a VDI of {} bytes for {}", record.virtual_size, disk.tree.size);
+            return Err(Error::new(Kind::Failed, message));
+        }
+        Ok(Target { disk, vdi, uuid })
+    }
+
+    async fn write(&self, targets: &[Target], entries: &mut Vec<Entry>) -> Result<Outcome, Failure> {
+        let settings = &self.run.settings;
+        let positions = (FIRST_POSITION..).zip(targets);
+        let attachments: Vec<_> = positions
+            .clone()
+            .map(|(userdevice, target)| Attachment { vdi: target.vdi.clone(), userdevice, writable: true })
+            .collect();
+        let order = Order {
+            job: self.id.clone(),
+            id_key: self.run.store.id_key_bytes(),
+            watchdog_s: u16::try_from(settings.watchdog.as_secs()).unwrap_or(u16::MAX),
+            progress_ms: super::PROGRESS_MS,
+            work: Work::Restore {
+                disks: positions
+                    .map(|(userdevice, target)| RestoreDisk {
+                        userdevice,
+                        size: target.disk.tree.size,
+                        root: target.disk.tree.root,
+                        blank: true,
+                    })
+                    .collect(),
+            },
+        };
+        let bitmaps = vec![None; targets.len()];
+        let grant = JobGrant { job: self.id.clone(), order, bitmaps };
+        self.serve(grant, &attachments, None, entries).await
+    }
+
+    /// Takes our mark off a whole VDI: it belongs to the user now.
+    async fn hand_over(&self, target: &Target) -> Result<()> {
+        for key in [TAG_JOB, TAG_OWNER] {
+            let removed = self.run.pool.client.remove_from_other_config(&target.vdi, key).await;
+            removed.context(|| format!("hand over VDI {}", target.uuid))?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, request: &Request, targets: Vec<Target>, outcome: Outcome, started: Instant) {
+        let disks = targets
+            .into_iter()
+            .zip(outcome.disks.into_iter().flatten())
+            .map(|(target, (done, answer))| DiskSummary {
+                name: target.disk.name,
+                vdi: target.uuid,
+                size: target.disk.tree.size.get(),
+                mode: "restore".into(),
+                reason: "into a new VDI".into(),
+                tree_id: answer.tree.to_string(),
+                counts: done.counts,
+            })
+            .collect();
+        self.run.report.event(&Event::JobDone(Box::new(JobSummary {
+            job: self.id.clone(),
+            kind: "restore".into(),
+            subject: self.subject.clone(),
+            point: request.point.id.to_string(),
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            disks,
+            delegate: summary_of(outcome.claim.as_ref(), outcome.done.usage),
+        })));
+    }
+}

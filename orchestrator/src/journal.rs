@@ -1,0 +1,257 @@
+//! The journal: what a job is about to create in a pool stands on disk before it is created.
+//!
+//! One file per job, JSON lines, each synced before the call that it announces. The file is locked while its
+//! job lives: a journal that can be locked belongs to a job that is over or dead. A job that left nothing
+//! behind removes its journal; what remains is what `abd reconcile` works through.
+
+use crate::error::{Error, Kind, Result, file_error};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Longest journal that is read: a job of 250 disks writes about 200 KiB.
+const MAX_JOURNAL_SIZE: u64 = 16 << 20;
+
+/// One line of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "kebab-case")]
+pub enum Entry {
+    /// The first line.
+    Started {
+        /// The job's uuid.
+        job: String,
+        /// The pool's name.
+        pool: String,
+        /// The pool's uuid.
+        pool_uuid: String,
+        /// Uuid of the VM that is backed up, or the restore point that is restored.
+        subject: String,
+    },
+    /// A VM snapshot will be made of `vm` under this name, which holds the job's uuid.
+    SnapshotIntent {
+        /// Uuid of the VM.
+        vm: String,
+        /// Name of the snapshot.
+        name: String,
+    },
+    /// The snapshot exists, with these disks.
+    Snapshot {
+        /// Uuid of the snapshot.
+        uuid: String,
+        /// Uuids of its VDIs.
+        vdis: Vec<String>,
+    },
+    /// A clone of the template will be made under this name, which holds the job's uuid.
+    DelegateIntent {
+        /// Name of the delegate.
+        name: String,
+    },
+    /// The delegate exists, with these disks of its own.
+    Delegate {
+        /// Uuid of the VM.
+        uuid: String,
+        /// Uuids of its own VDIs.
+        vdis: Vec<String>,
+    },
+    /// A VDI to restore into will be made under this name, tagged with the job.
+    VdiIntent {
+        /// Name of the VDI.
+        name: String,
+    },
+    /// A VDI to restore into exists.
+    Vdi {
+        /// Its uuid.
+        uuid: String,
+    },
+    /// The delegate and the snapshot VM are gone; the restore point is about to be committed.
+    TornDown,
+    /// The restore point exists. From here on the snapshot's VDIs are turned into references.
+    Committed {
+        /// Id of the restore point.
+        point: String,
+        /// What becomes of each VDI of the snapshot.
+        vdis: Vec<Rotation>,
+    },
+    /// The restored VDIs are complete and belong to the user.
+    Restored,
+    /// Why the job ended, for a reader of the file.
+    Failed {
+        /// The error.
+        reason: String,
+    },
+}
+
+/// The end of one snapshot VDI.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Uuid of the snapshot's VDI.
+    pub vdi: String,
+    /// Whether it stays as the reference of the next run, without its data.
+    pub keep_reference: bool,
+    /// Uuid of the live VDI whose changes it lists from then on.
+    pub live: String,
+    /// Id of the store that holds the base that goes with it.
+    pub store: String,
+    /// Uuids of the references that it replaces.
+    pub replaces: Vec<String>,
+}
+
+/// The journal of a job that runs.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+/// The journal of a job that is over: locked, so that nobody else works through it.
+#[derive(Debug)]
+pub struct DeadJournal {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// The job's uuid, from the file's name.
+    pub job: String,
+    /// Its entries. A half-written last line is dropped: the call it announced was not made.
+    pub entries: Vec<Entry>,
+    _lock: File,
+}
+
+impl Journal {
+    /// Starts the journal of a job.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] where it cannot be written: then nothing may be created.
+    pub fn start(directory: &Path, job: &str, first: &Entry) -> Result<Self> {
+        let path = directory.join(format!("{job}.journal"));
+        let failed = |doing, error| {
+            file_error(Kind::Failed, &path, doing, error)
+                .remedy("nothing was created in the pool; make room or fix the directory and run again")
+        };
+        let file = File::options()
+            .create_new(true)
+            .append(true)
+            .open(&path)
+            .map_err(|error| failed("make", error))?;
+        file.try_lock().map_err(|error| failed("lock", std::io::Error::other(error)))?;
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| failed("sync", error))?;
+        let journal = Self { path, file: Mutex::new(file) };
+        journal.write(first)?;
+        Ok(journal)
+    }
+
+    /// Appends an entry and syncs it.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`]: the call that was to follow must not be made.
+    pub fn write(&self, entry: &Entry) -> Result<()> {
+        let mut line = serde_json::to_vec(entry).expect("entries are plain text");
+        line.push(b'\n');
+        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.write_all(&line)
+            .and_then(|()| file.sync_data())
+            .map_err(|error| file_error(Kind::Failed, &self.path, "write", error))
+    }
+
+    /// Removes the journal of a job that left nothing behind.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`]; a journal that stays only makes `abd reconcile` look again.
+    pub fn finish(self) -> Result<()> {
+        fs::remove_file(&self.path).map_err(|error| file_error(Kind::Failed, &self.path, "remove", error))
+    }
+}
+
+impl DeadJournal {
+    /// Removes the journal: everything in it was worked through.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] naming the file.
+    pub fn finish(self) -> Result<()> {
+        fs::remove_file(&self.path).map_err(|error| file_error(Kind::Failed, &self.path, "remove", error))
+    }
+}
+
+/// Jobs by their journals: those that run, and those that are over.
+///
+/// # Errors
+/// [`Kind::Usage`] for a journal that cannot be read, naming it.
+pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
+    let (mut live, mut dead) = (Vec::new(), Vec::new());
+    let failed = |path: &Path, error| file_error(Kind::Usage, path, "read", error);
+    for item in fs::read_dir(directory).map_err(|error| failed(directory, error))? {
+        let path = item.map_err(|error| failed(directory, error))?.path();
+        if path.extension().is_none_or(|extension| extension != "journal") {
+            continue;
+        }
+        let job = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            // Its job ended between the listing and here.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(&path, error)),
+        };
+        if file.try_lock().is_err() {
+            live.push(job);
+            continue;
+        }
+        let mut text = String::new();
+        Read::by_ref(&mut file)
+            .take(MAX_JOURNAL_SIZE)
+            .read_to_string(&mut text)
+            .map_err(|error| failed(&path, error))?;
+        let entries = parse(&text).map_err(|line| {
+            Error::new(Kind::Usage, format!("{} line {line} is not a journal entry", path.display()))
+                .remedy("it was written by another version or damaged; look into it before you move it away")
+        })?;
+        dead.push(DeadJournal { path, job, entries, _lock: file });
+    }
+    Ok((live, dead))
+}
+
+fn parse(text: &str) -> std::result::Result<Vec<Entry>, usize> {
+    let mut entries = Vec::new();
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        match serde_json::from_str(line) {
+            Ok(entry) => entries.push(entry),
+            Err(_) if !line.ends_with('\n') => break,
+            Err(_) => return Err(index + 1),
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started() -> Entry {
+        Entry::Started { job: "j".into(), pool: "p".into(), pool_uuid: "u".into(), subject: "v".into() }
+    }
+
+    #[test]
+    fn a_running_job_is_live_and_an_ended_one_is_dead() {
+        let directory = tempfile::tempdir().expect("directory");
+        let journal = Journal::start(directory.path(), "j", &started()).expect("journal");
+        journal.write(&Entry::TornDown).expect("write");
+        let (live, dead) = scan(directory.path()).expect("scan");
+        assert_eq!((live.as_slice(), dead.len()), (&["j".to_owned()][..], 0));
+        drop(journal);
+        let (live, mut dead) = scan(directory.path()).expect("scan");
+        assert_eq!((live.len(), dead.len()), (0, 1));
+        let dead = dead.remove(0);
+        assert_eq!(dead.entries, [started(), Entry::TornDown]);
+        dead.finish().expect("remove");
+        assert_eq!(scan(directory.path()).expect("scan").1.len(), 0);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_and_a_damaged_one_is_named() {
+        let good = serde_json::to_string(&started()).expect("json");
+        assert_eq!(parse(&format!("{good}\n{{\"entry\":\"sna")), Ok(vec![started()]));
+        assert_eq!(parse(&format!("{good}\nnonsense\n{good}\n")), Err(2));
+        assert_eq!(parse(""), Ok(vec![]));
+    }
+}

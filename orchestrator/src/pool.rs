@@ -1,0 +1,199 @@
+//! A connected pool: the typed client together with what this installation knows about the pool.
+
+use crate::config::{PoolConfig, State};
+use crate::error::{Context, Error, Kind, Result};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use xapi::{Client, Credentials, Endpoint, Fingerprint, Host, Network, Pif, Ref, Vm};
+
+/// `other_config` key that names the job an object belongs to.
+pub const TAG_JOB: &str = "abd:job";
+/// `other_config` key that names the installation that made an object.
+pub const TAG_OWNER: &str = "abd:owner";
+/// `other_config` key of a VDI that stays between runs: uuid of the live VDI whose changes it lists.
+pub const TAG_REFERENCE: &str = "abd:reference";
+/// `other_config` key of the same: id of the store that holds the base. Two stores have references of their own.
+pub const TAG_STORE: &str = "abd:store";
+
+/// A pool we are logged in to.
+pub struct Pool {
+    /// What was recorded when it was added.
+    pub config: PoolConfig,
+    /// The session.
+    pub client: Client,
+    /// Our installation.
+    pub owner: String,
+}
+
+impl Pool {
+    /// Logs in and checks that it is the pool that was added.
+    ///
+    /// # Errors
+    /// By kind: unreachable, certificate, credentials; [`Kind::Failed`] if another pool answers.
+    pub async fn connect(state: &State, config: PoolConfig) -> Result<Self> {
+        let client = connect(&config).await.context(|| format!("pool '{}'", config.name))?;
+        let found = client.pool().await.context(|| format!("pool '{}'", config.name));
+        match found {
+            Ok((_, record)) if record.uuid.as_str() == config.uuid => {
+                Ok(Self { config, client, owner: state.owner().to_owned() })
+            }
+            other => {
+                // The session would end by itself after a day; the first error is the one that counts.
+                let _ = client.close().await;
+                let (_, record) = other?;
+                Err(Error::new(
+                    Kind::Failed,
+                    format!(
+                        "at {} answers pool {}, not '{}' ({})",
+                        config.endpoint, record.uuid, config.name, config.uuid
+                    ),
+                )
+                .remedy("if the pool was rebuilt, remove it and add it again"))
+            }
+        }
+    }
+
+    /// Logs out.
+    pub async fn close(&self) {
+        if let Err(error) = self.client.close().await {
+            tracing::warn!(pool = %self.config.name, "cannot log out: {error}");
+        }
+    }
+
+    /// The network that delegates use: the one in the configuration, else the management network.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] naming what was looked for.
+    pub async fn delegate_network(&self) -> Result<(Ref<Network>, Network)> {
+        let networks = self.client.get_all_records::<Network>().await.context(|| "list networks".into())?;
+        if let Some(wanted) = &self.config.network {
+            let mut found =
+                networks.into_iter().filter(|(_, n)| n.uuid.as_str() == wanted || n.name_label == *wanted);
+            return match (found.next(), found.next()) {
+                (Some(network), None) => Ok(network),
+                (None, _) => {
+                    Err(Error::new(Kind::NotFound, format!("no network of the pool is named '{wanted}'"))
+                        .remedy("see `xe network-list`; set it with `abd pool add --network`"))
+                }
+                _ => Err(Error::new(Kind::NotFound, format!("more than one network is named '{wanted}'"))
+                    .remedy("give its uuid with `abd pool add --network`")),
+            };
+        }
+        let pifs = self.client.get_all_records::<Pif>().await.context(|| "list network interfaces".into())?;
+        let management = pifs.into_values().find(|pif| pif.management).map(|pif| pif.network);
+        management.and_then(|wanted| networks.into_iter().find(|(r, _)| *r == wanted)).ok_or_else(|| {
+            Error::new(Kind::NotFound, "the pool shows no management network")
+                .remedy("name the network for delegates with `abd pool add --network`")
+        })
+    }
+
+    /// The address at which delegates reach this machine.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where it cannot be found out.
+    pub async fn advertised(&self, listening: SocketAddr) -> Result<SocketAddr> {
+        let address = match self.config.advertise {
+            Some(address) => address,
+            None if !listening.ip().is_unspecified() => listening.ip(),
+            None => self.route_address().await.ok_or_else(|| {
+                Error::new(Kind::Usage, "this machine's own address towards the pool cannot be found out")
+                    .remedy("name it with `abd pool add --advertise ADDRESS`")
+            })?,
+        };
+        Ok(SocketAddr::new(address, listening.port()))
+    }
+
+    /// The local address that the route to the pool uses. A UDP socket that is connected sends nothing.
+    async fn route_address(&self) -> Option<IpAddr> {
+        let Endpoint::Https { host, port } = self.client.endpoint().await else { return None };
+        let target =
+            format!("{}:{port}", if host.contains(':') { format!("[{host}]") } else { host.clone() });
+        let any = if host.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_unspecified())
+    }
+
+    /// Finds one VM by uuid or name. Templates, snapshots and control domains are no candidates.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where none or several match, naming the candidates.
+    pub async fn find_vm(&self, wanted: &str, all: &BTreeMap<Ref<Vm>, Vm>) -> Result<(Ref<Vm>, Vm)> {
+        let candidates: Vec<_> = all
+            .iter()
+            .filter(|(_, vm)| !vm.is_a_template && !vm.is_a_snapshot && !vm.is_control_domain)
+            .filter(|(_, vm)| vm.uuid.as_str() == wanted || vm.name_label == wanted)
+            .collect();
+        match candidates.as_slice() {
+            [(reference, vm)] => Ok(((*reference).clone(), (*vm).clone())),
+            [] => Err(Error::new(
+                Kind::NotFound,
+                format!("no VM in pool '{}' is named '{wanted}'", self.config.name),
+            )
+            .remedy("give its name or uuid as `xe vm-list` or XenCenter shows it")),
+            several => {
+                let uuids: Vec<_> = several.iter().map(|(_, vm)| vm.uuid.to_string()).collect();
+                Err(Error::new(
+                    Kind::NotFound,
+                    format!("{} VMs in pool '{}' are named '{wanted}'", several.len(), self.config.name),
+                )
+                .remedy(format!("name one by its uuid: {}", uuids.join(", "))))
+            }
+        }
+    }
+
+    /// The hosts, for names in messages.
+    ///
+    /// # Errors
+    /// What the pool says.
+    pub async fn hosts(&self) -> Result<BTreeMap<Ref<Host>, Host>> {
+        self.client.get_all_records::<Host>().await.context(|| "list hosts".into())
+    }
+}
+
+/// Opens a session with the recorded certificates.
+async fn connect(config: &PoolConfig) -> Result<Client> {
+    let endpoint = parse_endpoint(&config.endpoint)?;
+    let credentials = match endpoint {
+        Endpoint::Unix(_) => Credentials::Local,
+        _ => Credentials::Password { user: config.user.clone(), password: config.password()? },
+    };
+    connect_with(endpoint, credentials, &config.certificates).await
+}
+
+/// Opens a session with the given certificates.
+///
+/// # Errors
+/// By kind, as [`Pool::connect`].
+pub async fn connect_with(
+    endpoint: Endpoint,
+    credentials: Credentials,
+    certificates: &BTreeMap<String, String>,
+) -> Result<Client> {
+    let mut pins = BTreeMap::new();
+    for (address, text) in certificates {
+        let fingerprint: Fingerprint = text.parse().map_err(|_| {
+            Error::new(
+                Kind::Usage,
+                format!("the recorded certificate of {address} is not a fingerprint: '{text}'"),
+            )
+            .remedy("remove the pool and add it again")
+        })?;
+        pins.insert(address.clone(), fingerprint);
+    }
+    let mut options = xapi::Options::new(endpoint, credentials);
+    options.pins = Arc::new(pins);
+    Ok(Client::connect(options).await?)
+}
+
+/// Reads an endpoint.
+///
+/// # Errors
+/// [`Kind::Usage`] with the forms that are understood.
+pub fn parse_endpoint(text: &str) -> Result<Endpoint> {
+    text.parse().map_err(|_| {
+        Error::new(Kind::Usage, format!("'{text}' is not the address of a pool"))
+            .remedy("write https://HOST, https://HOST:PORT or unix:/var/lib/xcp/xapi")
+    })
+}
