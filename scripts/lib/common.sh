@@ -6,6 +6,9 @@
 #         ABD_CACHE  everything worth keeping between runs and outside the tree (default ~/.cache/abd)
 # Offers  say warn die  ·  have need_tool  ·  sha256_of  ·  as_root  ·  qemu_bin use_qemu
 
+# Without this, `set -e` ends at every $(...), and a failed step inside goes on.
+shopt -s inherit_errexit
+
 ABD_REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ABD_CACHE=${ABD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/abd}
 export ABD_REPO ABD_CACHE
