@@ -41,7 +41,7 @@ pub(super) fn pack_units(size: usize) -> u32 {
 }
 
 /// Reads a body of at most `limit` bytes; between two pieces at most `stall` may pass.
-pub(super) async fn read(mut body: Incoming, limit: usize, stall: Duration) -> Result<Vec<u8>, Refusal> {
+pub(super) async fn read(body: &mut Incoming, limit: usize, stall: Duration) -> Result<Vec<u8>, Refusal> {
     let too_large = || {
         let message = format!("a body of more than {limit} bytes is not read here");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "bad-message", message)
@@ -70,5 +70,18 @@ pub(super) async fn read(mut body: Incoming, limit: usize, stall: Duration) -> R
             }
             bytes.extend_from_slice(&piece);
         }
+    }
+}
+
+/// Reads the rest of a refused call's body and forgets it: a sender who finds the connection closed while he still
+/// writes would never see the answer.
+pub(super) async fn drain(body: &mut Incoming, limit: usize, stall: Duration) {
+    let mut left = limit;
+    while let Ok(Some(Ok(frame))) = timeout(stall, body.frame()).await {
+        let size = frame.data_ref().map_or(0, |piece| piece.len());
+        if size > left {
+            return;
+        }
+        left -= size;
     }
 }

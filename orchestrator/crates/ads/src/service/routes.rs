@@ -7,9 +7,10 @@ use blocks::BlockIndex;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use pin::Fingerprint;
-use seal::{PackId, Tree};
+use seal::{MAX_PACK_SIZE, PackId, Tree};
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -68,15 +69,18 @@ pub(super) async fn answer(
     peer: Fingerprint,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, mut body) = request.into_parts();
+    let mut drained = MAX_PACK_SIZE;
     let outcome = match shared.registry.access(peer) {
         Access::Unknown => {
+            drained = body::MAX_QUESTION;
             let message = format!("the key {peer} is not admitted yet; ask again");
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "unknown-key", message))
         }
         Access::Over => Err(Refusal::over()),
         Access::Open(session) => {
             session.touch();
-            let outcome = route(&shared, &session, request).await;
+            let outcome = route(&shared, &session, &head, &mut body).await;
             session.touch();
             if let Err(Refusal { failure, .. }) = &outcome {
                 session.refused(&failure.code, &failure.message);
@@ -84,11 +88,14 @@ pub(super) async fn answer(
             outcome
         }
     };
-    let (status, body) = match outcome {
-        Ok(body) => (StatusCode::OK, body),
-        Err(Refusal { status, failure }) => (status, wire::encode(&failure).into()),
+    let (status, answer) = match outcome {
+        Ok(answer) => (StatusCode::OK, answer),
+        Err(Refusal { status, failure }) => {
+            body::drain(&mut body, drained, shared.limits.stall).await;
+            (status, wire::encode(&failure).into())
+        }
     };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Full::new(answer));
     *response.status_mut() = status;
     Ok(response)
 }
@@ -96,20 +103,21 @@ pub(super) async fn answer(
 async fn route(
     shared: &Shared,
     session: &Arc<Session>,
-    request: Request<Incoming>,
+    head: &Parts,
+    body: &mut Incoming,
 ) -> Result<Bytes, Refusal> {
-    let path = request.uri().path().to_owned();
+    let path = head.uri.path();
     if let Some(id) = path.strip_prefix(wire::PATH_PACKS) {
-        expect_method(&request, &Method::PUT)?;
-        return put_pack(shared, session, id, request.into_body()).await;
+        expect_method(head, &Method::PUT)?;
+        return put_pack(shared, session, id, body).await;
     }
-    expect_method(&request, &Method::POST)?;
-    let body = body::read(request.into_body(), body::MAX_QUESTION, shared.limits.stall).await?;
+    expect_method(head, &Method::POST)?;
+    let body = body::read(body, body::MAX_QUESTION, shared.limits.stall).await?;
     if path == wire::PATH_CLAIM {
         return claim(session, &body);
     }
     expect_claimed(session)?;
-    match path.as_str() {
+    match path {
         wire::PATH_BITMAP => bitmap(session, &wire::decode(&body)?),
         wire::PATH_KNOWN => known(shared, session, &wire::decode(&body)?),
         wire::PATH_NODES => nodes(shared, session, wire::decode(&body)?).await,
@@ -124,8 +132,8 @@ async fn route(
     }
 }
 
-fn expect_method(request: &Request<Incoming>, method: &Method) -> Result<(), Refusal> {
-    if request.method() == method {
+fn expect_method(head: &Parts, method: &Method) -> Result<(), Refusal> {
+    if head.method == method {
         return Ok(());
     }
     let message = format!("this call is made with {method}");
@@ -223,12 +231,12 @@ async fn put_pack(
     shared: &Shared,
     session: &Arc<Session>,
     id: &str,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Bytes, Refusal> {
     expect_claimed(session)?;
     expect_backup(session)?;
     let id: PackId = id.parse().map_err(|error| Refusal::bad_message(format!("{error}")))?;
-    let size = body::pack_size(&body)?;
+    let size = body::pack_size(body)?;
     // Both before the first byte is read: until then TCP holds the sender back.
     let turn = permit(&session.packs, 1).await?;
     let memory = permit(&shared.ingest, body::pack_units(size)).await?;
