@@ -29,7 +29,8 @@ fn an_unreachable_pool() {
     // Port 1 of loopback: nobody listens there.
     let password = lab.ports.password_file.display().to_string();
     let mut arguments = lab.pool_arguments("https://127.0.0.1:1", &lab.ports.fingerprint, &password);
-    arguments[9] = "other";
+    let name = arguments.iter().position(|argument| *argument == "lab").expect("its name");
+    arguments[name] = "other";
     let text = lab.abd(&arguments).fails_with(5);
     assert!(text.contains("127.0.0.1:1"), "{text}");
     lab.backup(&[&vm]).ok();
