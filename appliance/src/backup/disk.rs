@@ -48,8 +48,9 @@ fn blocks_to_read(run: &Run, index: u16, disk: &BackupDisk) -> Result<ChangedBlo
     let size = usize::try_from(disk.size.blocks_ceil().get().div_ceil(8)).expect("bounded by MAX_DISK_SIZE");
     let bytes = run.link.ask_raw(PATH_BITMAP, &BitmapQuestion { disk: index }, size)?;
     let mut changed = ChangedBlocks::from_xapi(&bytes, disk.size).map_err(bad)?;
-    if let Some(base) = disk.start.base() {
-        // What the disk gained was in no base, whatever the bitmap says.
+    // What the disk gained was in no base, whatever the bitmap says. Asked first: of a disk that did not grow,
+    // `insert_growth` would mark a short last block.
+    if let Some(base) = disk.start.base().filter(|base| base.size < disk.size) {
         changed.insert_growth(base.size);
     }
     Ok(changed)

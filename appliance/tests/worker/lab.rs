@@ -1,0 +1,275 @@
+//! A store with its service, files as disks, and the machine around the job.
+
+use abd_appliance::platform::memory::{self, Memory};
+use abd_appliance::platform::{Disk, State, devices};
+use abd_appliance::worker::{Assignment, Error, Identity, Outside, perform};
+use ads::{JobEvent, JobGrant, JobHandle, Service, Store};
+use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use wire::{BackupDisk, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
+
+/// An orchestrator's half of the world.
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Arc<Store>,
+    pub(crate) service: Service,
+    pub(crate) runtime: tokio::runtime::Runtime,
+    next_job: AtomicU64,
+}
+
+/// The appliance's half.
+pub(crate) struct Machine {
+    pub(crate) disks: HashMap<u16, PathBuf>,
+    pub(crate) available: ByteCount,
+    pub(crate) states: Mutex<Vec<State>>,
+    pub(crate) ticks: AtomicU64,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Result<(), Error>,
+    pub(crate) done: Option<JobDone>,
+    pub(crate) trees: Vec<seal::Tree>,
+    pub(crate) states: Vec<State>,
+}
+
+pub(crate) const WATCHDOG_S: u16 = 6;
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Arc::new(Store::init(&dir.path().join("store")).expect("store"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let identity = Identity::generate().expect("key");
+        let listen = ["127.0.0.1:0".parse().expect("address")];
+        let service = runtime.block_on(Service::start(store.clone(), identity, &listen)).expect("service");
+        Self { dir, store, service, runtime, next_job: AtomicU64::new(1) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.service.addresses()[0]
+    }
+
+    pub(crate) fn assignment(&self, job: &str) -> Assignment {
+        let orchestrator_key = *self.service.fingerprint().as_bytes();
+        Assignment { job: job.to_owned(), addresses: vec![self.address()], orchestrator_key }
+    }
+
+    pub(crate) fn open(&self, work: Work, bitmaps: Vec<Option<Vec<u8>>>) -> (String, JobHandle) {
+        let number = self.next_job.fetch_add(1, Ordering::Relaxed);
+        let job = format!("00000000-0000-4000-8000-{number:012}");
+        let id_key = self.store.id_key_bytes();
+        let order = Order { job: job.clone(), id_key, watchdog_s: WATCHDOG_S, progress_ms: 50, work };
+        let _guard = self.runtime.enter();
+        let handle = self.service.open_job(JobGrant { job: job.clone(), order, bitmaps }).expect("job");
+        (job, handle)
+    }
+
+    /// Runs a job to its end as an appliance would.
+    pub(crate) fn run(&self, work: Work, bitmaps: Vec<Option<Vec<u8>>>, machine: Machine) -> Ended {
+        let (job, handle) = self.open(work, bitmaps);
+        let identity = Identity::generate().expect("key");
+        handle.admit(identity.fingerprint()).expect("admitted");
+        self.follow(handle, &self.assignment(&job), &identity, machine)
+    }
+
+    pub(crate) fn follow(
+        &self,
+        handle: JobHandle,
+        assignment: &Assignment,
+        identity: &Identity,
+        machine: Machine,
+    ) -> Ended {
+        let machine = Arc::new(machine);
+        let outcome = perform(assignment, identity, machine.clone());
+        let (done, trees) = self.finish(handle);
+        let states = machine.states.lock().expect("not poisoned").clone();
+        Ended { outcome, done, trees, states }
+    }
+
+    /// Closes the job and reads what it said.
+    pub(crate) fn finish(&self, handle: JobHandle) -> (Option<JobDone>, Vec<seal::Tree>) {
+        let (mut done, mut trees) = (None, Vec::new());
+        handle.close();
+        self.runtime.block_on(async {
+            while let Some(event) = handle.events().recv().await {
+                match event {
+                    JobEvent::Done(last) => done = Some(last),
+                    JobEvent::DiskSealed { tree, .. } => trees.push(tree),
+                    _ => {}
+                }
+            }
+        });
+        (done, trees)
+    }
+
+    /// Backs up one file; checks that it worked and that the counts add up.
+    pub(crate) fn back_up(
+        &self,
+        path: &Path,
+        start: Start,
+        bitmap: Option<&ChangedBlocks>,
+    ) -> (seal::Tree, DiskCounts) {
+        let size = size_of(path);
+        let disks = vec![BackupDisk { userdevice: 4, size, start }];
+        let bitmaps = vec![bitmap.map(ChangedBlocks::to_xapi)];
+        let ended = self.run(backup(disks), bitmaps, Machine::new([(4, path)]));
+        ended.outcome.expect("backup");
+        let done = ended.done.expect("job-done");
+        assert_eq!(done.outcome, Ok(()));
+        let counts = done.disks[0];
+        let parts = [counts.zero, counts.unchanged, counts.known, counts.shipped];
+        assert_eq!(parts.iter().map(|part| part.get()).sum::<u64>(), counts.moved.get(), "{counts:?}");
+        assert_eq!(counts.planned, counts.moved);
+        (ended.trees[0], counts)
+    }
+
+    pub(crate) fn restore(&self, tree: seal::Tree, path: &Path, blank: bool) -> DiskCounts {
+        let disks = vec![RestoreDisk { userdevice: 4, size: tree.size, root: tree.root, blank }];
+        let ended = self.run(Work::Restore { disks }, vec![None], Machine::new([(4, path)]));
+        ended.outcome.expect("restore");
+        let counts = ended.done.expect("job-done").disks[0];
+        assert_eq!(counts.planned, counts.moved);
+        counts
+    }
+}
+
+impl Machine {
+    pub(crate) fn new<'p>(disks: impl IntoIterator<Item = (u16, &'p Path)>) -> Self {
+        let disks = disks.into_iter().map(|(userdevice, path)| (userdevice, path.to_owned())).collect();
+        Self {
+            disks,
+            available: ByteCount::new(84 << 20),
+            states: Mutex::default(),
+            ticks: AtomicU64::new(0),
+        }
+    }
+
+    fn disk(&self, userdevice: u16, expected: ByteCount) -> Result<Disk, devices::Error> {
+        let userdevice_wide = u32::from(userdevice);
+        let node = self.disks.get(&userdevice).cloned().ok_or_else(|| devices::Error::Missing {
+            userdevice: userdevice_wide,
+            number: devices::xenstore_number(userdevice_wide).unwrap_or(0),
+            waited: Duration::ZERO,
+            seen: "none".into(),
+        })?;
+        let (name, found) = (format!("disk{userdevice}"), size_of(&node));
+        if found != expected {
+            return Err(devices::Error::Size { userdevice: userdevice_wide, name, expected, found });
+        }
+        Ok(Disk { userdevice: userdevice_wide, name, node, size: found, read_only: false })
+    }
+}
+
+impl Outside for Machine {
+    fn state(&self, state: State) {
+        self.states.lock().expect("not poisoned").push(state);
+    }
+
+    fn tick(&self) {
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_watchdog(&self, _limit: Duration) {}
+
+    fn milestone(&self, _name: &str) {}
+
+    fn line(&self, text: &str) {
+        println!("{text}");
+    }
+
+    fn network_trouble(&self) -> Option<String> {
+        Some("no link on eth0".into())
+    }
+
+    fn source(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error> {
+        self.disk(userdevice, size)
+    }
+
+    fn target(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error> {
+        self.disk(userdevice, size)
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { available_kib: self.available.get() / 1024, ..memory::now() }
+    }
+
+    fn boot_time(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+}
+
+pub(crate) fn backup(disks: Vec<BackupDisk>) -> Work {
+    Work::Backup { level: 1, pack_size: 16 << 20, disks }
+}
+
+pub(crate) fn size_of(path: &Path) -> ByteCount {
+    ByteCount::new(std::fs::metadata(path).expect("file").len())
+}
+
+/// Bytes that repeat nowhere and compress to about a half.
+pub(crate) fn noise(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = vec![0; size];
+    for eight in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let size = eight.len();
+        eight.copy_from_slice(&(state & 0x00ff_00ff_00ff_00ff).to_le_bytes()[..size]);
+    }
+    bytes
+}
+
+/// A sparse file of `size` bytes with noise in the blocks named.
+pub(crate) fn disk(path: &Path, size: u64, written: &[u64]) {
+    let file = File::create(path).expect("create");
+    file.set_len(size).expect("size");
+    write_blocks(path, written, 1);
+}
+
+/// Fills blocks with noise of a seed.
+pub(crate) fn write_blocks(path: &Path, blocks: &[u64], seed: u64) {
+    let file = File::options().write(true).open(path).expect("open");
+    let size = size_of(path);
+    for block in blocks {
+        let count = size.block_size_at(BlockIndex::new(*block)).expect("on the disk").get() as usize;
+        file.write_all_at(&noise(seed << 40 | (block + 1), count), block * BLOCK_SIZE).expect("write");
+    }
+}
+
+pub(crate) fn bitmap(size: ByteCount, blocks: &[u64]) -> ChangedBlocks {
+    let mut bitmap = ChangedBlocks::none(size).expect("small");
+    blocks.iter().for_each(|block| assert!(bitmap.insert(BlockIndex::new(*block))));
+    bitmap
+}
+
+pub(crate) fn assert_same(left: &Path, right: &Path) {
+    assert_eq!(size_of(left), size_of(right));
+    let (a, b) = (File::open(left).expect("open"), File::open(right).expect("open"));
+    let size = size_of(left).get();
+    let step = 4u64 << 20;
+    let (mut left, mut right) = (vec![0; step as usize], vec![0; step as usize]);
+    for at in (0..size).step_by(step as usize) {
+        let count = step.min(size - at) as usize;
+        a.read_exact_at(&mut left[..count], at).expect("read");
+        b.read_exact_at(&mut right[..count], at).expect("read");
+        assert!(left[..count] == right[..count], "difference in the 4 MiB at {at:#x}");
+    }
+}

@@ -1,0 +1,166 @@
+//! What a worker needs at most: measured in a process of its own, so that the store's memory is not counted.
+
+use crate::lab::{Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
+use abd_appliance::platform::memory;
+use abd_appliance::worker::{Assignment, Identity, perform};
+use blocks::BLOCK_SIZE;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::{BackupDisk, RestoreDisk, Start, Work};
+
+/// What a worker may hold in a VM of 128 MiB, the program included.
+const LIMIT_KIB: u64 = 64 << 10;
+const TIB: u64 = 1 << 40;
+
+/// What came out of a worker process.
+struct Measured {
+    tree: seal::Tree,
+    counts: wire::DiskCounts,
+    peak_kib: u64,
+    wall: Duration,
+    cpu_ms: u64,
+}
+
+/// The worker process: this test, started again by [`measure`].
+#[test]
+#[ignore = "is the worker process of other tests"]
+fn worker_process() {
+    let Ok(settings) = std::env::var("ABD_TEST_WORKER") else { return };
+    let words: Vec<&str> = settings.split(' ').collect();
+    let [job, address, key, disk, report] = words[..] else { panic!("five words") };
+    let identity = Identity::generate().expect("key");
+    std::fs::write(format!("{report}.key.tmp"), identity.fingerprint().to_string()).expect("key");
+    std::fs::rename(format!("{report}.key.tmp"), format!("{report}.key")).expect("key");
+    let pin: pin::Fingerprint = key.parse().expect("fingerprint");
+    let assignment = Assignment {
+        job: job.to_owned(),
+        addresses: vec![address.parse().expect("address")],
+        orchestrator_key: *pin.as_bytes(),
+    };
+    perform(&assignment, &identity, Arc::new(Machine::new([(4, Path::new(disk))]))).expect("job");
+    std::fs::write(report, memory::now().worker_peak_kib.to_string()).expect("report");
+}
+
+/// Runs one job in a process of its own.
+fn measure(lab: &Lab, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measured {
+    let (job, handle) = lab.open(work, vec![bitmap]);
+    let report = lab.path("report");
+    let key_file = PathBuf::from(format!("{}.key", report.display()));
+    // Of the run before; there is none the first time.
+    let _ = std::fs::remove_file(&key_file);
+    let settings = format!(
+        "{job} {} {} {} {}",
+        lab.address(),
+        lab.service.fingerprint(),
+        path.display(),
+        report.display()
+    );
+    let began = Instant::now();
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["memory::worker_process", "--exact", "--ignored", "--nocapture"])
+        .env("ABD_TEST_WORKER", settings)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("worker process");
+    let key = loop {
+        if let Ok(key) = std::fs::read_to_string(&key_file) {
+            break key;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "the worker process made no key");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    handle.admit(key.parse().expect("fingerprint")).expect("admitted");
+    let output = child.wait_with_output().expect("worker process");
+    let wall = began.elapsed();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let peak_kib = std::fs::read_to_string(&report).expect("report").parse().expect("a number");
+    let (done, trees) = lab.finish(handle);
+    let done = done.expect("told");
+    Measured { tree: trees[0], counts: done.disks[0], peak_kib, wall, cpu_ms: done.usage.cpu_ms }
+}
+
+fn disk_of(path: &Path, start: Start) -> Work {
+    backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start }])
+}
+
+#[test]
+fn two_tib_with_few_blocks_take_seconds_and_no_more_memory() {
+    let lab = Lab::new();
+    let path = lab.path("disk");
+    let written: Vec<u64> = (0..300).map(|n| n * 111_000 + n).collect();
+    disk(&path, 2 * TIB, &written);
+    let size = size_of(&path);
+    let map = bitmap(size, &written).to_xapi();
+    let first = measure(&lab, disk_of(&path, Start::Allocated), Some(map), &path);
+    assert_eq!(first.counts.moved.get(), 300 * BLOCK_SIZE);
+    let changed: Vec<u64> = written.iter().copied().step_by(10).chain([(2 * TIB / BLOCK_SIZE) - 1]).collect();
+    write_blocks(&path, &changed, 2);
+    let map = bitmap(size, &changed).to_xapi();
+    let second = measure(&lab, disk_of(&path, Start::Changed { base: first.tree }), Some(map), &path);
+    assert_eq!(second.counts.moved.get(), 31 * BLOCK_SIZE);
+    assert_eq!(second.counts.shipped.get(), 31 * BLOCK_SIZE);
+    let target = lab.path("target");
+    disk(&target, 2 * TIB, &[]);
+    let (size, root) = (second.tree.size, second.tree.root);
+    let disks = vec![RestoreDisk { userdevice: 4, size, root, blank: true }];
+    let third = measure(&lab, Work::Restore { disks }, None, &target);
+    assert_eq!(third.counts.moved.get(), 301 * BLOCK_SIZE);
+    let map = bitmap(size, &written.iter().chain(&changed).copied().collect::<Vec<_>>()).to_xapi();
+    let fourth = measure(&lab, disk_of(&target, Start::Allocated), Some(map), &target);
+    assert_eq!((fourth.tree, fourth.counts.shipped.get()), (second.tree, 0), "the restored disk is the same");
+    for (what, run) in [("allocated", &first), ("changed", &second), ("restore", &third)] {
+        println!("2 TiB, {what}: {} KiB peak, {:?}, {} ms of processor", run.peak_kib, run.wall, run.cpu_ms);
+        assert!(run.peak_kib <= LIMIT_KIB, "{what} took {} KiB", run.peak_kib);
+        assert!(run.wall < Duration::from_secs(60), "{what} took {:?}", run.wall);
+    }
+}
+
+#[test]
+fn a_full_backup_and_a_restore_with_packs_of_16_mib_stay_within_the_limit() {
+    let lab = Lab::new();
+    let path = lab.path("disk");
+    disk(&path, 3000 * BLOCK_SIZE, &(0..3000).collect::<Vec<_>>());
+    let full = measure(&lab, disk_of(&path, Start::Nothing), None, &path);
+    let target = lab.path("target");
+    disk(&target, 3000 * BLOCK_SIZE, &[]);
+    let disks = vec![RestoreDisk { userdevice: 4, size: full.tree.size, root: full.tree.root, blank: false }];
+    let restore = measure(&lab, Work::Restore { disks }, None, &target);
+    crate::lab::assert_same(&path, &target);
+    for (what, run) in [("full", &full), ("restore", &restore)] {
+        println!(
+            "188 MiB, {what}: {} KiB peak, {:?}, {} ms of processor",
+            run.peak_kib, run.wall, run.cpu_ms
+        );
+        assert!(run.peak_kib <= LIMIT_KIB, "{what} took {} KiB", run.peak_kib);
+    }
+}
+
+/// How fast it is: `ABD_BENCH_DISK=<file> cargo test --release ... -- --ignored --nocapture speed`.
+#[test]
+#[ignore = "a measurement; needs ABD_BENCH_DISK"]
+fn speed_of_a_full_backup_and_a_restore() {
+    let Ok(path) = std::env::var("ABD_BENCH_DISK") else {
+        println!("skipped: ABD_BENCH_DISK names no file");
+        return;
+    };
+    let path = PathBuf::from(path);
+    let lab = Lab::new();
+    let say = |what: &str, run: &Measured| {
+        let rate = size_of(&path).get() as f64 / 1e6 / run.wall.as_secs_f64();
+        println!(
+            "{what}: {rate:.0} MB/s, {:?}, worker {} ms of processor, {} KiB peak, {:?}",
+            run.wall, run.cpu_ms, run.peak_kib, run.counts
+        );
+    };
+    let full = measure(&lab, disk_of(&path, Start::Nothing), None, &path);
+    say("full", &full);
+    say("scan", &measure(&lab, disk_of(&path, Start::Compare { base: full.tree }), None, &path));
+    let target = lab.path("target");
+    disk(&target, size_of(&path).get(), &[]);
+    let disks = vec![RestoreDisk { userdevice: 4, size: full.tree.size, root: full.tree.root, blank: true }];
+    say("restore", &measure(&lab, Work::Restore { disks }, None, &target));
+    crate::lab::assert_same(&path, &target);
+}

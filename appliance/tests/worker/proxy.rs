@@ -1,0 +1,55 @@
+//! A network that breaks: passes bytes on until a number of them has gone by.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::thread;
+
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<AtomicU64>,
+}
+
+/// Passes connections on to `to`. After `cut_after` bytes all of them break; fresh ones are taken only if `heals`.
+pub(crate) fn start(to: SocketAddr, cut_after: i64, heals: bool) -> Proxy {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let left = Arc::new(AtomicI64::new(cut_after));
+    let cut = Arc::new(AtomicBool::new(false));
+    let connections = Arc::new(AtomicU64::new(0));
+    let counter = connections.clone();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, TcpStream::connect(to)) else { continue };
+            if cut.load(Ordering::SeqCst) && !heals {
+                continue;
+            }
+            counter.fetch_add(1, Ordering::SeqCst);
+            let born_after_cut = cut.load(Ordering::SeqCst);
+            for (from, into) in [(&near, &far), (&far, &near)] {
+                let (from, into) = (from.try_clone().expect("clone"), into.try_clone().expect("clone"));
+                let (left, cut) = (left.clone(), cut.clone());
+                thread::spawn(move || pump(from, into, &left, &cut, born_after_cut));
+            }
+        }
+    });
+    Proxy { address, connections }
+}
+
+fn pump(mut from: TcpStream, mut into: TcpStream, left: &AtomicI64, cut: &AtomicBool, born_after_cut: bool) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if left.fetch_sub(count as i64, Ordering::SeqCst) < count as i64 {
+            cut.store(true, Ordering::SeqCst);
+        }
+        if cut.load(Ordering::SeqCst) && !born_after_cut {
+            break;
+        }
+        if into.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // Both may be closed already.
+    let _ = (from.shutdown(Shutdown::Both), into.shutdown(Shutdown::Both));
+}
