@@ -15,7 +15,7 @@
 //! # Memory
 //!
 //! The index takes 24 bytes per slot and keeps its tables between 68 and 85 % full: 28 to 35 bytes for each
-//! distinct block of 64 KiB, about half a GiB per TiB; the tree nodes above them add less than 1 %. Packs being
+//! distinct block of 64 KiB, about half a GiB per TiB, and the same for each distinct tree node. Packs being
 //! taken in are bounded by [`Limits::ingest`], cached nodes by 16 MiB.
 //!
 //! Methods of [`Store`] block; async callers use `spawn_blocking`, as [`Service`] does.

@@ -6,11 +6,12 @@
 use crate::Error;
 use rustix::fs::{FlockOperation, flock};
 use seal::PackId;
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long [`Layout::lock`] waits for somebody who has the store for himself. A cleaner of `tmp/` needs
@@ -101,6 +102,8 @@ impl FileOps for LocalFiles {
 pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
     ops: Arc<dyn FileOps>,
+    /// Directories whose names are known to be on the disk.
+    synced: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 /// The store's lock; held as long as this lives.
@@ -111,7 +114,7 @@ pub(crate) struct Lock {
 
 impl Layout {
     pub(crate) fn new(dir: &Path, ops: Arc<dyn FileOps>) -> Self {
-        Self { dir: dir.to_owned(), ops }
+        Self { dir: dir.to_owned(), ops, synced: Arc::default() }
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -140,9 +143,12 @@ impl Layout {
         Error::io(what, path, &self.dir, source)
     }
 
-    /// Makes a directory where it is missing, and syncs the one above it.
+    /// Makes a directory where it is missing, and syncs the one above it. One that is there may have been made a
+    /// moment ago by somebody who died before the sync, or has not come to it: its name counts as durable
+    /// only after this process synced it once.
     pub(crate) fn ensure_dir(&self, path: &Path) -> Result<(), Error> {
-        if path.is_dir() {
+        let locked = "no panic while the set is locked";
+        if self.synced.lock().expect(locked).contains(path) {
             return Ok(());
         }
         match self.ops.create_dir(path) {
@@ -151,9 +157,11 @@ impl Layout {
             Err(error) => return Err(self.error("create directory", path, error)),
         }
         match path.parent().filter(|above| !above.as_os_str().is_empty()) {
-            Some(above) => self.sync_dir(above),
-            None => self.sync_dir(Path::new(".")),
+            Some(above) => self.sync_dir(above)?,
+            None => self.sync_dir(Path::new("."))?,
         }
+        self.synced.lock().expect(locked).insert(path.to_owned());
+        Ok(())
     }
 
     pub(crate) fn sync_dir(&self, path: &Path) -> Result<(), Error> {
