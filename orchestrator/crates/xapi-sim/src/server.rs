@@ -39,9 +39,11 @@ pub struct Simulator {
 
 impl Simulator {
     /// Starts a simulator with an empty pool.
-    pub async fn start(config: Config) -> Result<Self, Error> {
-        let dir = config.dir.clone();
-        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+    pub async fn start(mut config: Config) -> Result<Self, Error> {
+        std::fs::create_dir_all(&config.dir).map_err(Error::file("create", &config.dir))?;
+        // Guests run in directories of their own, so every path they get must be absolute.
+        let dir = config.dir.canonicalize().map_err(Error::file("find", &config.dir))?;
+        config.dir.clone_from(&dir);
         let password_file = dir.join("password");
         std::fs::write(&password_file, &config.password).map_err(Error::file("write", &password_file))?;
         let identity = listen::identity()?;

@@ -108,21 +108,20 @@ impl Logs {
         let target = self.0.get(to).ok_or_else(unrelated)?;
         let mut at = self.0.get(from).ok_or_else(unrelated)?;
         let mut bits = vec![0; target.bits.len()];
+        let mut shrank = false;
         loop {
             let name = at.child.as_deref().ok_or_else(unrelated)?;
             at = self.0.get(name).ok_or_else(unrelated)?;
-            if at.size > target.size {
-                return Err(Failure::storage(
-                    459,
-                    "Changed blocks metadata is inconsistent",
-                    "the disk shrank",
-                ));
-            }
+            shrank |= at.size > target.size;
             bits.iter_mut().zip(&at.bits).for_each(|(to, from): (&mut u8, _)| *to |= from);
             if name == to {
-                return Ok(bits.into_iter().map(u8::reverse_bits).collect());
+                break;
             }
         }
+        if shrank {
+            return Err(Failure::storage(459, "Changed blocks metadata is inconsistent", "the disk shrank"));
+        }
+        Ok(bits.into_iter().map(u8::reverse_bits).collect())
     }
 
     fn point_child(&mut self, vdi: Option<&str>, child: Option<&str>) {

@@ -2,11 +2,13 @@
 //! together; a failure leaves none of them behind.
 
 use super::{disk, sr, track, vdi};
+use crate::domain::Domain;
 use crate::failure::{Failure, Outcome};
 use crate::operation::{Operation, refuse_overlap};
 use crate::rpc::value::{EPOCH, Record, Value};
 use crate::sim::{Context, Sim, now};
 use crate::store::db::{Db, text_of};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// What kind of child a disk gets.
@@ -36,7 +38,11 @@ pub(crate) async fn derive(context: &Context, source: &str, kind: Kind) -> Outco
         sr::assert_plugged(&s.db, &sr)?;
         sr::assert_space_for_disk(&context.sim.config, s, &sr)
     })?;
-    let domain = context.with(|s| vdi::writing_domain(s, source));
+    // A paused guest stays paused.
+    let domain = context.with(|s| {
+        let running = |d: &Arc<Domain>| s.db.text("VM", &d.vm, "power_state") == "Running";
+        vdi::writing_domain(s, source).filter(running)
+    });
     if let Some(domain) = &domain {
         domain.freeze().await?;
     }
@@ -44,10 +50,7 @@ pub(crate) async fn derive(context: &Context, source: &str, kind: Kind) -> Outco
     if let Some(domain) = &domain {
         domain.thaw().await?;
     }
-    let copy = outcome?;
-    // The live disk goes on in a new log and a new chain node, so its guest's next writes are counted from here.
-    track::observe(context, source).await?;
-    Ok(copy)
+    outcome
 }
 
 async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String> {
@@ -67,7 +70,7 @@ async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String
         let _ = std::fs::remove_file(&to);
         return Err(Failure::disk("copy the disk", &error));
     }
-    Ok(context.with(|s| {
+    let copy = context.with(|s| {
         let live = s.db.text("VDI", source, "uuid");
         if kind == Kind::Snapshot {
             s.cbt.snapshot(&live, &uuid);
@@ -77,7 +80,11 @@ async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String
         let reference = s.db.create("VDI", record);
         sr::refresh(&config, s, &sr);
         reference
-    }))
+    });
+    // The live disk goes on in a new log and a new chain node. Its guest is still frozen, so nothing it writes from
+    // here on escapes the comparison.
+    track::observe(context, source).await?;
+    Ok(copy)
 }
 
 fn derived(db: &Db, source: &str, kind: Kind) -> Outcome<Record> {

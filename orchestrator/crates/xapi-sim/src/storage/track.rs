@@ -25,12 +25,13 @@ impl Baselines {
         self.0.remove(vdi);
     }
 
-    fn attached(&self, vdi: &str) -> bool {
-        self.0.contains_key(vdi)
+    /// Attached, but without a baseline.
+    fn unobserved(&self, vdi: &str) -> bool {
+        matches!(self.0.get(vdi), Some(None))
     }
 }
 
-/// Takes the baseline of a disk that a guest may write to, where its writes matter.
+/// Takes the baseline of a disk that a guest may write to, where its writes matter and none was taken yet.
 pub(crate) async fn observe(context: &Context, vdi: &str) -> Outcome<()> {
     let Some(path) = context.with(|s| wanted(s, context, vdi)) else { return Ok(()) };
     let digests = digests_of(path).await?;
@@ -41,7 +42,7 @@ pub(crate) async fn observe(context: &Context, vdi: &str) -> Outcome<()> {
 fn wanted(state: &State, context: &Context, vdi: &str) -> Option<PathBuf> {
     let uuid = state.db.text("VDI", vdi, "uuid");
     let matters = state.cbt.tracked(&uuid) || state.chains.has_parent(&uuid);
-    (matters && state.baselines.attached(vdi)).then(|| path_of(&context.sim.config, &state.db, vdi))
+    (matters && state.baselines.unobserved(vdi)).then(|| path_of(&context.sim.config, &state.db, vdi))
 }
 
 /// Records what the guest wrote since the baseline was taken. Without a baseline, nothing was asked for.
@@ -49,7 +50,19 @@ pub(crate) async fn settle(context: &Context, vdi: &str) -> Outcome<()> {
     let taken = context.with(|s| s.baselines.0.get_mut(vdi).and_then(Option::take));
     let Some(before) = taken else { return Ok(()) };
     let path = context.with(|s| path_of(&context.sim.config, &s.db, vdi));
-    let after = digests_of(path).await?;
+    let after = match digests_of(path).await {
+        Ok(after) => after,
+        Err(failure) => {
+            // What changed is unknown now, so everything did.
+            context.with(|s| {
+                let uuid = s.db.text("VDI", vdi, "uuid");
+                let size = u64::try_from(s.db.int("VDI", vdi, "virtual_size")).unwrap_or_default();
+                s.cbt.record(&uuid, 0, size);
+                s.chains.record(&uuid, 0, size);
+            });
+            return Err(failure);
+        }
+    };
     context.with(|s| {
         let uuid = s.db.text("VDI", vdi, "uuid");
         let changed =

@@ -119,7 +119,7 @@ pub(crate) fn written_to(db: &Db, vdi: &str) -> bool {
     active_vbds(db, vdi).iter().any(|vbd| db.text("VBD", vbd, "mode") == "RW")
 }
 
-/// The running guest that may be writing to the disk.
+/// The guest that has the disk open for writing; a paused one too.
 pub(crate) fn writing_domain(state: &State, vdi: &str) -> Option<Arc<Domain>> {
     let writer = |vbd: &String| state.db.text("VBD", vbd, "mode") == "RW";
     let vbd = active_vbds(&state.db, vdi).into_iter().find(writer)?;

@@ -9,7 +9,7 @@ use xapi_sim::{Config, Error, Flavour, Simulator};
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Directory of the pool's state: disks, guests, logs.
+    /// Directory of the pool's disks, guests and logs. Every run begins with an empty pool; use a fresh directory.
     #[arg(long)]
     dir: PathBuf,
     /// Where to write ports, socket, certificate fingerprint and password file as JSON [default: DIR/ports.json].
