@@ -26,7 +26,8 @@ pub(super) fn back_up(
     let changed = blocks_to_read(run, index, disk)?;
     let planned = planned_bytes(&changed, disk.size);
     run.count(index, |counts| counts.planned = planned);
-    let engine = diskio::engine(source, &carry.pool, Choice::Best);
+    let choice = if run.outside.may_use_io_uring() { Choice::Best } else { Choice::Pread };
+    let engine = diskio::engine(source, &carry.pool, choice);
     run.outside.line(&format!("disk {}: reads {planned} of {} by {}", device.name, disk.size, engine.name()));
     let tree = pipeline(run, carry, level, index, disk, &changed, engine)?;
     let counts = run.counts()[usize::from(index)];

@@ -43,7 +43,10 @@ pub struct Assignment {
 /// # Errors
 /// Why it failed. The orchestrator was told, if it could be.
 pub fn perform(assignment: &Assignment, identity: &Identity, outside: Arc<dyn Outside>) -> Result<(), Error> {
-    let (runtime, why_plain) = Runtime::new()?;
+    let (runtime, why_plain) = match outside.may_use_io_uring() {
+        true => Runtime::new()?,
+        false => (Runtime::plain()?, Some("asked for".to_owned())),
+    };
     let engine = why_plain.map_or_else(|| "io_uring".to_owned(), |why| format!("pread: {why}"));
     let pin = pin::Fingerprint::from_bytes(assignment.orchestrator_key);
     let watchdog_ms = Arc::new(AtomicU64::new(DEFAULT_WATCHDOG.as_millis() as u64));

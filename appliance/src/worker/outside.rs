@@ -32,6 +32,10 @@ pub trait Outside: Send + Sync + 'static {
     fn memory(&self) -> memory::Memory;
     /// Time from the kernel's start to user space.
     fn boot_time(&self) -> Duration;
+    /// Whether io_uring may be used where the kernel has it.
+    fn may_use_io_uring(&self) -> bool {
+        true
+    }
     /// Time since the kernel's start.
     fn uptime(&self) -> Duration {
         clock::uptime()

@@ -6,7 +6,7 @@ use blocks::{BLOCK_SIZE, ByteOffset, ChangedBlocks};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use wire::{BackupDisk, Start};
+use wire::{BackupDisk, RestoreDisk, Start, Work};
 
 /// Reads a tree back with the store's own reader.
 fn read_back(lab: &Lab, tree: &seal::Tree, name: &str) -> PathBuf {
@@ -35,6 +35,23 @@ fn full_backup_of_an_odd_disk_equals_the_disk() {
     assert_eq!(counts.zero.get(), 140 * BLOCK_SIZE);
     assert_eq!(counts.nodes, 4);
     assert!(counts.sealed < counts.shipped);
+}
+
+#[test]
+fn without_io_uring_the_same_comes_out_and_the_claim_says_why() {
+    let lab = Lab::new();
+    let (path, target) = (lab.path("disk"), lab.path("target"));
+    disk(&path, 300 * BLOCK_SIZE + 512, &(0..301).filter(|block| block % 4 != 0).collect::<Vec<_>>());
+    let plain = |path: &Path| Machine { io_uring: false, ..Machine::new([(4, path)]) };
+    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Nothing }];
+    let ended = lab.run(backup(disks), vec![None], plain(&path));
+    ended.outcome.expect("backup");
+    assert_eq!(ended.claim.expect("claimed").engine, "pread: asked for");
+    std::fs::write(&target, vec![0xff; size_of(&path).get() as usize]).expect("fill");
+    let tree = ended.trees[0];
+    let disks = vec![RestoreDisk { userdevice: 4, size: tree.size, root: tree.root, blank: false }];
+    lab.run(Work::Restore { disks }, vec![None], plain(&target)).outcome.expect("restore");
+    assert_same(&path, &target);
 }
 
 #[test]
@@ -125,22 +142,30 @@ fn second_copies_within_a_job_are_shipped_once() {
 
 #[test]
 fn a_disk_that_grew_over_levels_keeps_its_base() {
-    let lab = Lab::new();
-    let path = lab.path("disk");
-    // One level, its last block short; then two; then three.
-    disk(&path, 100 * BLOCK_SIZE + 1024, &(0..101).collect::<Vec<_>>());
-    let (mut base, _) = lab.back_up(&path, Start::Nothing, None);
-    for (blocks, written) in [(1000u64, [101u64, 999]), (70_000, [1000, 69_999])] {
-        File::options().write(true).open(&path).expect("open").set_len(blocks * BLOCK_SIZE).expect("grow");
-        write_blocks(&path, &written, blocks);
-        write_blocks(&path, &[2], blocks);
+    // From one level to two, and from two to three; the base's last block is short.
+    for (before, after) in [(200u64, 300u64), (65_500, 65_600)] {
+        let lab = Lab::new();
+        let path = lab.path("disk");
+        disk(&path, before * BLOCK_SIZE + 1024, &[1, 2, 3, before]);
+        let map = bitmap(size_of(&path), &[1, 2, 3, before]);
+        let (base, _) = lab.back_up(&path, Start::Allocated, Some(&map));
+        File::options().write(true).open(&path).expect("open").set_len(after * BLOCK_SIZE).expect("grow");
+        write_blocks(&path, &[2, after - 1], 2);
         // The bitmap knows nothing of the growth: the worker adds it.
         let map = bitmap(size_of(&path), &[2]);
-        let grown = blocks - base.size.blocks_floor().get();
         let (tree, counts) = lab.back_up(&path, Start::Changed { base }, Some(&map));
-        assert_eq!(counts.moved.get(), (grown + 1) * BLOCK_SIZE);
-        check(&lab, &tree, &path);
-        base = tree;
+        assert_eq!(counts.moved.get(), (after - before + 1) * BLOCK_SIZE);
+        let file = File::open(&path).expect("open");
+        let mut found = Vec::new();
+        let mut sink = |offset: ByteOffset, plain: &[u8]| {
+            let mut bytes = vec![0; plain.len()];
+            file.read_exact_at(&mut bytes, offset.get())?;
+            assert!(bytes == plain, "at {offset}");
+            found.push(offset.block_floor().get());
+            Ok(())
+        };
+        lab.store.read_disk(&tree, &mut sink).expect("read back");
+        assert_eq!(found, [1, 2, 3, before, after - 1]);
     }
 }
 
@@ -153,7 +178,7 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
     disk(&path, 700 * 256 * BLOCK_SIZE, &written);
     let map = bitmap(size_of(&path), &written);
     let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Allocated }];
-    let work = wire::Work::Backup { level: 1, pack_size: 1 << 20, disks };
+    let work = Work::Backup { level: 1, pack_size: 1 << 20, disks };
     let ended = lab.run(work, vec![Some(map.to_xapi())], Machine::new([(4, path.as_path())]));
     ended.outcome.expect("backup");
     let counts = ended.done.expect("done").disks[0];

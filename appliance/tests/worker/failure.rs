@@ -79,7 +79,7 @@ fn a_key_that_is_admitted_late_is_waited_for() {
     std::thread::sleep(Duration::from_millis(700));
     handle.admit(fingerprint).expect("admitted");
     worker.join().expect("no panic").expect("backup");
-    assert_eq!(lab.finish(handle).0.expect("told").outcome, Ok(()));
+    assert_eq!(lab.finish(handle).done.expect("told").outcome, Ok(()));
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn a_disk_that_shrinks_under_the_backup_is_a_read_error_and_seals_nothing() {
         abd_appliance::worker::perform(&lab.assignment(&job), &identity, machine).expect_err("shrank");
     assert_eq!(error.code(), "read-error");
     assert!(error.to_string().contains("it shrank while it was read"), "{error}");
-    let (done, trees) = lab.finish(handle);
-    assert_eq!(done.expect("told").outcome.expect_err("failed").code, "read-error");
-    assert!(trees.is_empty());
+    let heard = lab.finish(handle);
+    assert_eq!(heard.done.expect("told").outcome.expect_err("failed").code, "read-error");
+    assert!(heard.trees.is_empty());
 }

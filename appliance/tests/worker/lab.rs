@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use wire::{BackupDisk, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
+use wire::{BackupDisk, Claim, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
 
 /// An orchestrator's half of the world.
 pub(crate) struct Lab {
@@ -30,12 +30,22 @@ pub(crate) struct Machine {
     pub(crate) available: ByteCount,
     pub(crate) states: Mutex<Vec<State>>,
     pub(crate) ticks: AtomicU64,
+    pub(crate) io_uring: bool,
+}
+
+/// What the orchestrator heard of a job.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) claim: Option<Claim>,
+    pub(crate) done: Option<JobDone>,
+    pub(crate) trees: Vec<seal::Tree>,
 }
 
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) outcome: Result<(), Error>,
+    pub(crate) claim: Option<Claim>,
     pub(crate) done: Option<JobDone>,
     pub(crate) trees: Vec<seal::Tree>,
     pub(crate) states: Vec<State>,
@@ -98,25 +108,26 @@ impl Lab {
     ) -> Ended {
         let machine = Arc::new(machine);
         let outcome = perform(assignment, identity, machine.clone());
-        let (done, trees) = self.finish(handle);
+        let Heard { claim, done, trees } = self.finish(handle);
         let states = machine.states.lock().expect("not poisoned").clone();
-        Ended { outcome, done, trees, states }
+        Ended { outcome, claim, done, trees, states }
     }
 
     /// Closes the job and reads what it said.
-    pub(crate) fn finish(&self, handle: JobHandle) -> (Option<JobDone>, Vec<seal::Tree>) {
-        let (mut done, mut trees) = (None, Vec::new());
+    pub(crate) fn finish(&self, handle: JobHandle) -> Heard {
+        let mut heard = Heard::default();
         handle.close();
         self.runtime.block_on(async {
             while let Some(event) = handle.events().recv().await {
                 match event {
-                    JobEvent::Done(last) => done = Some(last),
-                    JobEvent::DiskSealed { tree, .. } => trees.push(tree),
+                    JobEvent::Claimed(claim) => heard.claim = Some(claim),
+                    JobEvent::Done(last) => heard.done = Some(last),
+                    JobEvent::DiskSealed { tree, .. } => heard.trees.push(tree),
                     _ => {}
                 }
             }
         });
-        (done, trees)
+        heard
     }
 
     /// Backs up one file; checks that it worked and that the counts add up.
@@ -158,6 +169,7 @@ impl Machine {
             available: ByteCount::new(84 << 20),
             states: Mutex::default(),
             ticks: AtomicU64::new(0),
+            io_uring: true,
         }
     }
 
@@ -208,6 +220,10 @@ impl Outside for Machine {
 
     fn memory(&self) -> Memory {
         Memory { available_kib: self.available.get() / 1024, ..memory::now() }
+    }
+
+    fn may_use_io_uring(&self) -> bool {
+        self.io_uring
     }
 
     fn boot_time(&self) -> Duration {

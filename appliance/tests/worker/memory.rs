@@ -1,6 +1,6 @@
 //! What a worker needs at most: measured in a process of its own, so that the store's memory is not counted.
 
-use crate::lab::{Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
+use crate::lab::{Heard, Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
 use abd_appliance::platform::memory;
 use abd_appliance::worker::{Assignment, Identity, perform};
 use blocks::BLOCK_SIZE;
@@ -77,7 +77,7 @@ fn measure(lab: &Lab, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measu
     let wall = began.elapsed();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let peak_kib = std::fs::read_to_string(&report).expect("report").parse().expect("a number");
-    let (done, trees) = lab.finish(handle);
+    let Heard { done, trees, .. } = lab.finish(handle);
     let done = done.expect("told");
     Measured { tree: trees[0], counts: done.disks[0], peak_kib, wall, cpu_ms: done.usage.cpu_ms }
 }
