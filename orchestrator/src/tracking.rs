@@ -124,7 +124,7 @@ fn full(size: ByteCount, allocation: Allocation, why: String) -> Decision {
     match allocated(size, allocation) {
         Ok(bitmap) => Decision {
             start: Start::Allocated,
-            reason: format!("{why}; unallocated space is skipped"),
+            reason: format!("{why}; skips unallocated space"),
             bitmap: Some(bitmap),
             mode: Mode::Full,
         },

@@ -9,10 +9,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{Entry, Rotation};
 use crate::report::{DiskSummary, Event, JobSummary};
 use crate::tracking::{self, Allocation, Base, Changes, Decision, Facts};
-use ads::{JobGrant, PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
+use ads::{PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
 use blocks::ByteCount;
 use std::time::{Instant, SystemTime};
-use wire::{BackupDisk, Order, Work};
+use wire::{BackupDisk, Work};
 use xapi::{Host, Pbd, Ref, Sr, Vbd, VbdType, Vdi, Vm};
 
 /// A disk of the VM, live and in the snapshot.
@@ -210,7 +210,13 @@ impl Job<'_> {
         Ok(sources)
     }
 
+    /// The newest restore point of the VM. None while packs of the store cannot be read: then every block is
+    /// offered again, and those that were lost are shipped again.
     async fn base_point(&self, vm: &str) -> Result<Option<StoredPoint>> {
+        if let Some(pack) = self.run.store.skipped_packs().first() {
+            self.warn(format!("the store has damaged packs ({}): backing up in full", pack.path.display()));
+            return Ok(None);
+        }
         let (store, vm) = (self.run.store.clone(), vm.to_owned());
         blocking(move || store.latest_point(&vm)).await
     }
@@ -331,27 +337,20 @@ impl Job<'_> {
                 writable: false,
             })
             .collect();
-        let order = Order {
-            job: self.id.clone(),
-            id_key: self.run.store.id_key_bytes(),
-            watchdog_s: u16::try_from(settings.watchdog.as_secs()).unwrap_or(u16::MAX),
-            progress_ms: super::PROGRESS_MS,
-            work: Work::Backup {
-                level: settings.level,
-                pack_size: settings.pack_size,
-                disks: positions
-                    .map(|(userdevice, disk)| BackupDisk {
-                        userdevice,
-                        size: disk.source.size,
-                        start: disk.decision.start.clone(),
-                    })
-                    .collect(),
-            },
+        let work = Work::Backup {
+            level: settings.level,
+            pack_size: settings.pack_size,
+            disks: positions
+                .map(|(userdevice, disk)| BackupDisk {
+                    userdevice,
+                    size: disk.source.size,
+                    start: disk.decision.start.clone(),
+                })
+                .collect(),
         };
         let bitmaps =
             disks.iter().map(|disk| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi())).collect();
-        let grant = JobGrant { job: self.id.clone(), order, bitmaps };
-        self.serve(grant, &attachments, host, entries).await
+        self.serve(work, bitmaps, &attachments, host, entries).await
     }
 
     /// Removes the snapshot VM; its disks stay for now.

@@ -1,6 +1,6 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
-use super::{Failure, Job, cancelled};
+use super::{Failure, Job, PROGRESS_MS, cancelled};
 use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
@@ -9,7 +9,7 @@ use ads::{JobEvent, JobGrant, JobHandle};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use wire::{Claim, DiskAnswer, DiskDone, JobDone};
+use wire::{Claim, DiskAnswer, DiskDone, JobDone, Order, Work};
 use xapi::{Host, PowerState, Ref, StringMap, VbdCreate, VbdMode, VbdType, Vdi, VifCreate, Vm};
 
 /// How long a delegate may take to halt after its last word.
@@ -127,13 +127,23 @@ impl Job<'_> {
     }
 
     /// Opens the job at the service, makes a delegate for it, watches it to its end and removes it.
+    /// `bitmaps` go by position in the order, as XAPI gives them.
     pub(super) async fn serve(
         &self,
-        grant: JobGrant,
+        work: Work,
+        bitmaps: Vec<Option<Vec<u8>>>,
         disks: &[Attachment],
         host: Option<&Ref<Host>>,
         entries: &mut Vec<Entry>,
     ) -> Result<Outcome, Failure> {
+        let order = Order {
+            job: self.id.clone(),
+            id_key: self.run.store.id_key_bytes(),
+            watchdog_s: u16::try_from(self.run.settings.watchdog.as_secs()).unwrap_or(u16::MAX),
+            progress_ms: PROGRESS_MS,
+            work,
+        };
+        let grant = JobGrant { job: self.id.clone(), order, bitmaps };
         let handle = self.run.service.open_job(grant).map_err(|error| {
             Error::new(Kind::Failed, "the store's service refuses the job").because(error)
         })?;

@@ -8,9 +8,9 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::pool::{TAG_JOB, TAG_OWNER};
 use crate::report::{DiskSummary, Event, JobSummary};
-use ads::{JobGrant, PointDisk, StoredPoint};
+use ads::{PointDisk, StoredPoint};
 use std::time::Instant;
-use wire::{Order, RestoreDisk, Work};
+use wire::{RestoreDisk, Work};
 use xapi::{Ref, Sr, StringMap, Vdi, VdiCreate, VdiType};
 
 /// `other_config` key of a restored VDI: the restore point it came from.
@@ -130,31 +130,22 @@ impl Job<'_> {
     }
 
     async fn write(&self, targets: &[Target], entries: &mut Vec<Entry>) -> Result<Outcome, Failure> {
-        let settings = &self.run.settings;
         let positions = (FIRST_POSITION..).zip(targets);
         let attachments: Vec<_> = positions
             .clone()
             .map(|(userdevice, target)| Attachment { vdi: target.vdi.clone(), userdevice, writable: true })
             .collect();
-        let order = Order {
-            job: self.id.clone(),
-            id_key: self.run.store.id_key_bytes(),
-            watchdog_s: u16::try_from(settings.watchdog.as_secs()).unwrap_or(u16::MAX),
-            progress_ms: super::PROGRESS_MS,
-            work: Work::Restore {
-                disks: positions
-                    .map(|(userdevice, target)| RestoreDisk {
-                        userdevice,
-                        size: target.disk.tree.size,
-                        root: target.disk.tree.root,
-                        blank: true,
-                    })
-                    .collect(),
-            },
+        let work = Work::Restore {
+            disks: positions
+                .map(|(userdevice, target)| RestoreDisk {
+                    userdevice,
+                    size: target.disk.tree.size,
+                    root: target.disk.tree.root,
+                    blank: true,
+                })
+                .collect(),
         };
-        let bitmaps = vec![None; targets.len()];
-        let grant = JobGrant { job: self.id.clone(), order, bitmaps };
-        self.serve(grant, &attachments, None, entries).await
+        self.serve(work, vec![None; targets.len()], &attachments, None, entries).await
     }
 
     /// Takes our mark off a whole VDI: it belongs to the user now.
