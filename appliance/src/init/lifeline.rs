@@ -35,6 +35,8 @@ pub enum Frame {
     Limit(Duration),
     /// Why the job fails: code, message.
     Error(String, String),
+    /// The job is done, in case this process cannot say so itself.
+    Done,
     /// The last state stands in XenStore; PID 1 has nothing to add.
     FinalWord,
 }
@@ -47,6 +49,7 @@ impl Frame {
                 (b'L', limit.as_millis().min(u128::from(u64::MAX)).to_string().into_bytes())
             }
             Frame::Error(code, message) => (b'E', format!("{code}\0{message}").into_bytes()),
+            Frame::Done => (b'D', Vec::new()),
             Frame::FinalWord => (b'W', Vec::new()),
         };
         let size = payload.len().min(TEXT_MAX);
@@ -69,6 +72,7 @@ impl Frame {
                 let (code, message) = text.split_once('\0')?;
                 Some(Frame::Error(code.to_owned(), message.to_owned()))
             }
+            b'D' => Some(Frame::Done),
             b'W' => Some(Frame::FinalWord),
             _ => None,
         }
@@ -136,6 +140,12 @@ impl Ticker {
         self.send(&Frame::Error(code.to_owned(), message.to_owned()));
     }
 
+    /// Tells PID 1 that the job is done, in case this process cannot say it itself.
+    pub(crate) fn done(&self) {
+        self.send(&Frame::Done);
+    }
+
+    /// Tells PID 1 that nothing is left to say.
     pub(crate) fn final_word(&self) {
         self.send(&Frame::FinalWord);
     }
@@ -166,6 +176,7 @@ mod tests {
             Frame::Tick,
             Frame::Limit(Duration::from_secs(30)),
             Frame::Error("panic".to_owned(), "worker panicked".to_owned()),
+            Frame::Done,
             Frame::FinalWord,
         ];
         let bytes: Vec<u8> = sent.iter().flat_map(Frame::encode).collect();

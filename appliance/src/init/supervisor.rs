@@ -59,12 +59,21 @@ struct Life {
     limit: Duration,
     until: Instant,
     error: Option<(String, String)>,
+    done: bool,
     final_word: bool,
+}
+
+/// What PID 1 has to leave in XenStore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum LastWords {
+    Done,
+    /// Code, message.
+    Failed(String, String),
 }
 
 impl Life {
     fn new(now: Instant) -> Life {
-        Life { limit: DEFAULT_LIMIT, until: now + DEFAULT_LIMIT, error: None, final_word: false }
+        Life { limit: DEFAULT_LIMIT, until: now + DEFAULT_LIMIT, error: None, done: false, final_word: false }
     }
 
     fn apply(&mut self, frame: Frame, now: Instant) {
@@ -73,18 +82,22 @@ impl Life {
             Frame::Limit(limit) => self.limit = limit,
             // The first reason is the cause; later ones follow from it.
             Frame::Error(code, message) => drop(self.error.get_or_insert((code, message))),
+            Frame::Done => self.done = true,
             Frame::FinalWord => self.final_word = true,
         }
         self.until = now + self.limit;
     }
 
-    /// Code and message that PID 1 has to leave, `None` if the worker said everything itself.
-    fn last_words(&self, end: &End, out_of_memory: bool) -> Option<(String, String)> {
+    /// `None` if the worker said everything itself.
+    fn last_words(&self, end: &End, out_of_memory: bool) -> Option<LastWords> {
         if self.final_word {
             return None;
         }
-        if let Some(error) = &self.error {
-            return Some(error.clone());
+        if let Some((code, message)) = &self.error {
+            return Some(LastWords::Failed(code.clone(), message.clone()));
+        }
+        if self.done {
+            return Some(LastWords::Done);
         }
         let (code, message) = match end {
             End::Killed(Signal::SIGKILL) if out_of_memory => {
@@ -102,7 +115,7 @@ impl Life {
                 ("shutdown", "the appliance was asked to shut down before the job was done".to_owned())
             }
         };
-        Some((code.to_owned(), message))
+        Some(LastWords::Failed(code.to_owned(), message))
     }
 }
 
@@ -150,9 +163,11 @@ fn supervise(boot: Duration) -> Result<Infallible, Error> {
         kill_worker(worker);
     }
     console::line(&describe(&end));
-    if let Some((code, message)) = life.last_words(&end, memory::ran_out()) {
-        console::line(&format!("FAILED ({code}): {message}"));
-        leave_last_words(code, message);
+    if let Some(words) = life.last_words(&end, memory::ran_out()) {
+        if let LastWords::Failed(code, message) = &words {
+            console::line(&format!("FAILED ({code}): {message}"));
+        }
+        leave(words);
     }
     power::off("the job has ended")
 }
@@ -297,22 +312,29 @@ fn describe(end: &End) -> String {
 }
 
 /// Writes state, code and message in the worker's place, in a thread: a hung XenStore must not hold up the end.
-fn leave_last_words(code: String, message: String) {
+fn leave(words: LastWords) {
     let (done, finished) = mpsc::channel();
     let body = move || {
         let timeout = Duration::from_secs(1);
         let options = xenstore::Options { timeout, first_request_id: FIRST_REQUEST_ID, ..Default::default() };
-        let written = transport::open(Path::new("/"), Duration::from_secs(2), options)
-            .and_then(|(store, _)| write_final_word(&store, State::Failed, Some((&code, &message))));
+        let written =
+            transport::open(Path::new("/"), Duration::from_secs(2), options).and_then(|(store, _)| {
+                match &words {
+                    LastWords::Done => write_final_word(&store, State::Finished, None),
+                    LastWords::Failed(code, message) => {
+                        write_final_word(&store, State::Failed, Some((code, message)))
+                    }
+                }
+            });
         if let Err(error) = written {
-            console::line(&format!("the reason is not in XenStore: {}", crate::chain(&error)));
+            console::line(&format!("the outcome is not in XenStore: {}", crate::chain(&error)));
         }
         // The receiver waits or has given up.
         let _ = done.send(());
     };
     let started = thread::Builder::new().name("last-words".to_owned()).spawn(body);
     if started.is_ok() {
-        // Lost on a time-out: the reason in XenStore. It stands on the console.
+        // Lost on a time-out: the outcome in XenStore. It stands on the console.
         let _ = finished.recv_timeout(LAST_WORDS_WAIT);
     }
 }
@@ -345,25 +367,34 @@ mod tests {
         assert_eq!(life.last_words(&End::Exited(1), false), None);
     }
 
+    fn failed(code: &str, message: &str) -> LastWords {
+        LastWords::Failed(code.to_owned(), message.to_owned())
+    }
+
     #[test]
-    fn the_first_reason_is_passed_on_when_the_worker_could_not() {
+    fn what_the_worker_could_not_write_is_passed_on_the_first_reason_wins() {
         let mut life = life();
+        life.apply(Frame::Done, Instant::now());
+        assert_eq!(life.last_words(&End::Exited(0), false), Some(LastWords::Done));
         life.apply(Frame::Error("panic".to_owned(), "worker panicked at a.rs:1".to_owned()), Instant::now());
         life.apply(Frame::Error("late".to_owned(), "y".to_owned()), Instant::now());
-        let (code, message) = life.last_words(&End::Killed(Signal::SIGABRT), false).unwrap();
-        assert_eq!((code.as_str(), message.as_str()), ("panic", "worker panicked at a.rs:1"));
+        let words = life.last_words(&End::Killed(Signal::SIGABRT), false);
+        assert_eq!(words, Some(failed("panic", "worker panicked at a.rs:1")));
     }
 
     #[test]
     fn every_silent_end_has_its_own_words() {
         let life = life();
-        let code = |end, oom| life.last_words(&end, oom).unwrap().0;
+        let code = |end, oom| match life.last_words(&end, oom) {
+            Some(LastWords::Failed(code, _)) => code,
+            other => panic!("{other:?}"),
+        };
         assert_eq!(code(End::Killed(Signal::SIGKILL), true), "out-of-memory");
         assert_eq!(code(End::Killed(Signal::SIGKILL), false), "worker-died");
         assert_eq!(code(End::Killed(Signal::SIGSEGV), true), "worker-died");
         assert_eq!(code(End::Exited(0), false), "worker-died");
         assert_eq!(code(End::Asked(Signal::SIGTERM), false), "shutdown");
-        let (_, message) = life.last_words(&End::Silent(Duration::from_secs(90)), false).unwrap();
-        assert_eq!(message, "no progress for 90 s: the appliance stopped itself");
+        let words = life.last_words(&End::Silent(Duration::from_secs(90)), false);
+        assert_eq!(words, Some(failed("watchdog", "no progress for 90 s: the appliance stopped itself")));
     }
 }

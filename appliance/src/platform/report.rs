@@ -114,9 +114,15 @@ impl Reporter {
         if std::mem::replace(&mut *spoken, true) {
             return;
         }
-        if let Some((code, message)) = reason {
-            console::line(&format!("FAILED ({code}): {message}"));
-            self.ticker.error(code, message);
+        match reason {
+            Some((code, message)) => {
+                console::line(&format!("FAILED ({code}): {message}"));
+                self.ticker.error(code, message);
+            }
+            None => {
+                console::line("state: finished");
+                self.ticker.done();
+            }
         }
         if write_final_word(&self.xenstore, state, reason).is_ok() {
             self.ticker.final_word();
