@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::http::{Http, redirect_of};
 use crate::observer::Call;
 use crate::record::{Ref, expect};
-use crate::records::{Sr, Task, Vdi, Vm};
+use crate::records::{Sr, Task, TaskStatus, Vdi, Vm};
 use crate::value::Value;
 use crate::vhd::{Progress, VhdHead, parse};
 
@@ -119,15 +119,18 @@ impl Client {
         let work = async {
             let task = self.task_create("read the head of a VHD export", "").await?;
             let outcome = self.download_head(PATH, &query, &task).await;
-            // The host notices the end of the connection; its task then fails, as it must.
             let outcome = match outcome {
                 Ok(found) => {
+                    // The host notices the end of the connection; its task then fails, as it must.
                     let _ = self.wait_task(&task, REASON_WAIT).await;
                     Ok(found)
                 }
-                Err(error) => Err(self.reason(&task, error).await),
+                Err(error) => match self.verdict(&task, &error).await {
+                    Some(Err(reason)) => Err(reason.with_method(PATH)),
+                    _ => Err(error),
+                },
             };
-            self.retire(&task, false).await;
+            self.leave(&task, outcome.as_ref().err()).await;
             head = Some(outcome?);
             Ok(Value::Nil)
         };
@@ -148,13 +151,11 @@ impl Client {
         self.observed(&call, async {
             let task = self.task_create(path.trim_start_matches('/'), "").await?;
             let outcome = match self.send(path, query, &upload, &progress, &task).await {
-                Ok(()) => self
-                    .wait_task(&task, self.timeouts().operation)
-                    .await
-                    .map_err(|error| error.with_method(path)),
-                Err(error) => Err(self.reason(&task, error).await),
+                Ok(()) => self.wait_task(&task, self.timeouts().operation).await,
+                Err(error) => self.verdict(&task, &error).await.unwrap_or(Err(error)),
             };
-            self.retire(&task, outcome.is_err()).await;
+            let outcome = outcome.map_err(|error| error.with_method(path));
+            self.leave(&task, outcome.as_ref().err()).await;
             outcome
         })
         .await
@@ -280,15 +281,24 @@ impl Client {
         Http::new(endpoint, pin, self.timeouts().connect)
     }
 
-    /// Why a transfer failed: the task knows better than the connection, if it says so soon.
-    async fn reason(&self, task: &Ref<Task>, error: Error) -> Error {
+    /// How a transfer ended whose connection failed: the task knows better, if it says so soon.
+    async fn verdict(&self, task: &Ref<Task>, error: &Error) -> Option<Result<Value>> {
         if matches!(error.kind(), Kind::Input | Kind::TlsUntrusted { .. } | Kind::TlsChanged { .. }) {
-            return error;
+            return None;
         }
         match self.wait_task(task, REASON_WAIT).await {
-            Err(reason) if !reason.code().is_empty() => reason.with_method(error.method()),
-            _ => error,
+            Err(reason) if reason.code().is_empty() => None,
+            ended => Some(ended),
         }
+    }
+
+    /// Leaves no task behind. One that no handler took up would be pending for ever: nobody but us ends it.
+    async fn leave(&self, task: &Ref<Task>, error: Option<&Error>) {
+        let pending = error.is_some_and(|error| error.code().is_empty());
+        let forsaken = pending && error.is_some_and(|error| *error.kind() != Kind::Timeout);
+        // Hosts before XenServer 7.2 cannot end it and keep it until they clear their list.
+        let ended = forsaken && self.task_set_status(task, &TaskStatus::Cancelled).await.is_ok();
+        self.retire(task, pending && !ended).await;
     }
 }
 

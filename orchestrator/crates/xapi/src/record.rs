@@ -249,7 +249,6 @@ macro_rules! classes {
     })*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq)]
-        #[non_exhaustive]
         pub struct $class {
             $(
                 #[doc = concat!("`", $wire, "`")]

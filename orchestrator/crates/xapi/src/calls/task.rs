@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::error::{Kind, Result};
 use crate::record::{Ref, expect};
-use crate::records::Task;
+use crate::records::{Task, TaskStatus};
 use crate::value::Value;
 
 impl Client {
@@ -25,6 +25,11 @@ impl Client {
     /// Asks a task to end.
     pub async fn task_cancel(&self, task: &Ref<Task>) -> Result<()> {
         self.act("task.cancel", vec![task.into()]).await
+    }
+
+    /// Sets the state of a task made by [`task_create`](Self::task_create). XenServer 7.2 and later.
+    pub async fn task_set_status(&self, task: &Ref<Task>, status: &TaskStatus) -> Result<()> {
+        self.act("task.set_status", vec![task.into(), status.into()]).await
     }
 
     /// Runs `Async.<method>`, waits for its task and removes it. When the time is over the task is asked to

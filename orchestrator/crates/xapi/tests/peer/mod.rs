@@ -212,7 +212,7 @@ pub fn api(
         match method {
             "session.login_with_password" => Ok(json!(null)),
             "task.create" => Ok(json!(TASK)),
-            "task.destroy" | "task.cancel" | "task.add_to_other_config" => Ok(json!("")),
+            "task.destroy" | "task.cancel" | "task.set_status" | "task.add_to_other_config" => Ok(json!("")),
             "event.from" => Ok(json!({"events": [], "token": "1,1", "valid_ref_counts": {}})),
             other => panic!("{other}"),
         }
