@@ -23,8 +23,8 @@ use nix::unistd::{Pid, pipe2};
 
 use super::lifeline::{DEFAULT_LIMIT, Frame, Frames};
 use super::{VERSION, WORKER_NAME, mounts, power};
-use crate::platform::report::{State, write_final_word};
 use crate::platform::xenstore::{self, transport};
+use crate::platform::{State, report::write_final_word};
 use crate::platform::{clock, console, memory};
 use crate::sys;
 

@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::report::HOME;
 use super::xenstore::{self, XenStore};
+use wire::KEY_PREFIX;
 
 /// The version of these keys that we understand.
 pub const VERSION: u32 = 1;
@@ -73,13 +73,13 @@ pub struct Cidr {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A key that must be there is not.
-    #[error("{HOME}/{key} is missing")]
+    #[error("{KEY_PREFIX}/{key} is missing")]
     Missing {
         /// Relative to `vm-data/abd`.
         key: String,
     },
     /// A value that cannot be used.
-    #[error("{HOME}/{key} is {value:?}: {reason}")]
+    #[error("{KEY_PREFIX}/{key} is {value:?}: {reason}")]
     Bad {
         /// Relative to `vm-data/abd`.
         key: String,
@@ -89,7 +89,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// An address that cannot be ours.
-    #[error("{HOME}/{key} has {value:?}: {reason}")]
+    #[error("{KEY_PREFIX}/{key} has {value:?}: {reason}")]
     BadAddress {
         /// Relative to `vm-data/abd`.
         key: String,
@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// Written by another version of the orchestrator.
     #[error(
-        "{HOME}/version is {value:?}, this appliance understands {VERSION}: import the template that belongs to the orchestrator"
+        "{KEY_PREFIX}/version is {value:?}, this appliance understands {VERSION}: import the template that belongs to the orchestrator"
     )]
     Version {
         /// As it stands there.
@@ -133,11 +133,11 @@ pub trait Keys {
 
 impl Keys for XenStore {
     fn get(&self, key: &str) -> Result<Option<String>, xenstore::Error> {
-        self.read_optional(&format!("{HOME}/{key}"))
+        self.read_optional(&format!("{KEY_PREFIX}/{key}"))
     }
 
     fn list(&self, key: &str) -> Result<Vec<String>, xenstore::Error> {
-        Ok(self.directory(&format!("{HOME}/{key}"))?.unwrap_or_default())
+        Ok(self.directory(&format!("{KEY_PREFIX}/{key}"))?.unwrap_or_default())
     }
 }
 

@@ -13,7 +13,8 @@ pub mod xenstore;
 pub use clock::Milestones;
 pub use config::BootConfig;
 pub use devices::{Disk, Disks};
-pub use report::{Reporter, State};
+pub use report::Reporter;
+pub use wire::State;
 pub use xenstore::XenStore;
 
 use crate::init::lifeline::Ticker;

@@ -9,43 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::console;
 use super::xenstore::{XenStore, cut_to_value};
 use crate::init::lifeline::Ticker;
-
-/// Everything the appliance reports lies under this node.
-pub const HOME: &str = "vm-data/abd";
-
-/// How far the job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// The worker runs and has XenStore.
-    Booted,
-    /// The network is up.
-    Network,
-    /// Looking for the orchestrator.
-    Connecting,
-    /// The orchestrator gave us the order.
-    Claimed,
-    /// Reading or writing disks.
-    Working,
-    /// Done.
-    Finished,
-    /// Given up; `error` and `error-code` say why.
-    Failed,
-}
-
-impl State {
-    /// The word in `vm-data/abd/state`.
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Booted => "booted",
-            State::Network => "network",
-            State::Connecting => "connecting",
-            State::Claimed => "claimed",
-            State::Working => "working",
-            State::Finished => "finished",
-            State::Failed => "failed",
-        }
-    }
-}
+use wire::{KEY_PREFIX, State};
 
 /// Writes the reports. Clones share one final word.
 #[derive(Clone)]
@@ -68,8 +32,8 @@ impl Reporter {
         if *spoken {
             return;
         }
-        console::line(&format!("state: {}", state.word()));
-        self.put("state", state.word());
+        console::line(&format!("state: {}", state.name()));
+        self.put("state", state.name());
     }
 
     /// The final word: the job is done.
@@ -131,7 +95,7 @@ impl Reporter {
     }
 
     fn put(&self, key: &str, value: &str) {
-        let written = self.xenstore.write(&format!("{HOME}/{key}"), cut_to_value(value));
+        let written = self.xenstore.write(&format!("{KEY_PREFIX}/{key}"), cut_to_value(value));
         if let Err(error) = written
             && !self.complained.swap(true, Ordering::Relaxed)
         {
@@ -147,8 +111,8 @@ pub(crate) fn write_final_word(
     reason: Option<(&str, &str)>,
 ) -> Result<(), super::xenstore::Error> {
     if let Some((code, message)) = reason {
-        xenstore.write(&format!("{HOME}/error-code"), cut_to_value(code))?;
-        xenstore.write(&format!("{HOME}/error"), cut_to_value(message))?;
+        xenstore.write(&format!("{KEY_PREFIX}/error-code"), cut_to_value(code))?;
+        xenstore.write(&format!("{KEY_PREFIX}/error"), cut_to_value(message))?;
     }
-    xenstore.write(&format!("{HOME}/state"), state.word())
+    xenstore.write(&format!("{KEY_PREFIX}/state"), state.name())
 }

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use wire::{BlocksQuestion, DiskAnswer, DiskDone, MAX_BLOCKS, PATH_BLOCKS, PATH_DISK_DONE, RestoreDisk};
+use wire::{BlocksQuestion, DiskAnswer, DiskDone, PATH_BLOCKS, PATH_DISK_DONE, RestoreDisk};
 
 /// Pieces that wait for the writer, of up to 1 MiB each.
 const PIECES: usize = 4;
 
 /// Restores one disk. On return every byte of it is on the device, synced.
 pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), Error> {
-    let device = run.outside.target(disk.userdevice, disk.size)?;
+    let device = run.outside.target(disk.userdevice, disk.device)?;
     let file = OpenOptions::new().write(true).open(&device.node).map_err(|source| Error::Target {
         device: device.name.clone(),
         operation: "open for writing",
@@ -179,7 +179,7 @@ impl Walk<'_> {
             self.state.reached = offset + size.get();
             self.state.parts.push(Part::Block(block, id));
             self.state.blocks.push(block);
-            if self.state.blocks.len() == MAX_BLOCKS {
+            if self.state.blocks.len() == self.run.budget.answer_blocks {
                 self.send()?;
             }
         }

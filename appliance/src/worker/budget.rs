@@ -16,13 +16,22 @@ const FIXED: usize = 16 << 20;
 /// One read. On the way to a disk 256 KiB reads at a depth of 16 and more get all it has.
 const READ_SIZE: usize = 256 << 10;
 /// Buffers beyond the queue depth hold what is being hashed and what the store is being asked about.
-const MAX_READ_BUFFERS: usize = 64;
+const MAX_READ_BUFFERS: usize = 48;
 const MIN_READ_BUFFERS: usize = 16;
 /// Packs in memory: one being filled and two on their way.
 const MAX_PACKS: usize = 3;
 const MIN_PACKS: usize = 2;
 /// No pack below: the store would drown in files.
 const MIN_PACK_SIZE: usize = 1 << 20;
+/// Blocks in one answer when restoring: 2 MiB of plain bytes.
+const ANSWER_BLOCKS: usize = 32;
+/// What an answer on its way stands for, counted generously: its bytes, their share of what is being opened, and of
+/// what waits to be written.
+const BYTES_PER_ANSWER: usize = 8 << 20;
+const MAX_ANSWERS: usize = 5;
+
+const _: () = assert!(ANSWER_BLOCKS <= wire::MAX_BLOCKS);
+
 /// Threads per stage: a VM of ours has one or two processors, and each sealer has 1 MiB of contexts.
 const MAX_THREADS: usize = 4;
 
@@ -45,7 +54,9 @@ pub struct Budget {
     pub tree_pack_size: usize,
     /// Ids of blocks that were shipped lately, to find second copies.
     pub remembered_ids: usize,
-    /// Answers with blocks on their way at once, when restoring.
+    /// Blocks in one answer, when restoring.
+    pub answer_blocks: usize,
+    /// Such answers on their way at once.
     pub block_answers: usize,
     /// Threads that hash, and threads that seal or open.
     pub threads: usize,
@@ -77,7 +88,8 @@ impl Budget {
             known_in_flight: 3,
             tree_pack_size: 2 << 20,
             remembered_ids: 16 << 10,
-            block_answers: (left / (12 << 20)).clamp(2, 4),
+            answer_blocks: ANSWER_BLOCKS,
+            block_answers: (left / BYTES_PER_ANSWER).clamp(2, MAX_ANSWERS),
             threads,
         }
     }

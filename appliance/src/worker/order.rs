@@ -35,7 +35,13 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
             }
             check_disks(disks.iter().map(|disk| (disk.userdevice, disk.size)))
         }
-        Work::Restore { disks } => check_disks(disks.iter().map(|disk| (disk.userdevice, disk.size))),
+        Work::Restore { disks } => {
+            if let Some(disk) = disks.iter().find(|disk| disk.device < disk.size) {
+                let (userdevice, device, size) = (disk.userdevice, disk.device, disk.size);
+                return Err(refused(format!("{size} do not fit {device} at userdevice {userdevice}")));
+            }
+            check_disks(disks.iter().map(|disk| (disk.userdevice, disk.size)))
+        }
     }
 }
 
@@ -72,6 +78,7 @@ mod tests {
             .iter()
             .map(|(userdevice, size)| RestoreDisk {
                 userdevice: *userdevice,
+                device: ByteCount::new(*size),
                 size: ByteCount::new(*size),
                 root: None,
                 blank: true,

@@ -49,7 +49,13 @@ fn without_io_uring_the_same_comes_out_and_the_claim_says_why() {
     assert_eq!(ended.claim.expect("claimed").engine, "pread: asked for");
     std::fs::write(&target, vec![0xff; size_of(&path).get() as usize]).expect("fill");
     let tree = ended.trees[0];
-    let disks = vec![RestoreDisk { userdevice: 4, size: tree.size, root: tree.root, blank: false }];
+    let disks = vec![RestoreDisk {
+        userdevice: 4,
+        device: tree.size,
+        size: tree.size,
+        root: tree.root,
+        blank: false,
+    }];
     lab.run(Work::Restore { disks }, vec![None], plain(&target)).outcome.expect("restore");
     assert_same(&path, &target);
 }

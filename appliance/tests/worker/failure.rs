@@ -42,7 +42,13 @@ fn a_disk_of_another_size_is_refused() {
 #[test]
 fn an_order_for_the_boot_disk_is_refused() {
     let lab = Lab::new();
-    let disks = vec![RestoreDisk { userdevice: 0, size: ByteCount::new(512), root: None, blank: false }];
+    let disks = vec![RestoreDisk {
+        userdevice: 0,
+        device: ByteCount::new(512),
+        size: ByteCount::new(512),
+        root: None,
+        blank: false,
+    }];
     let ended = lab.run(Work::Restore { disks }, vec![None], Machine::new([]));
     assert_eq!(ended.outcome.expect_err("refused").code(), "order-refused");
     assert_eq!(ended.done.expect("told").outcome.expect_err("failed").code, "order-refused");

@@ -152,7 +152,8 @@ impl Lab {
     }
 
     pub(crate) fn restore(&self, tree: seal::Tree, path: &Path, blank: bool) -> DiskCounts {
-        let disks = vec![RestoreDisk { userdevice: 4, size: tree.size, root: tree.root, blank }];
+        let disks =
+            vec![RestoreDisk { userdevice: 4, device: tree.size, size: tree.size, root: tree.root, blank }];
         let ended = self.run(Work::Restore { disks }, vec![None], Machine::new([(4, path)]));
         ended.outcome.expect("restore");
         let counts = ended.done.expect("job-done").disks[0];

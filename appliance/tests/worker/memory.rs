@@ -105,7 +105,7 @@ fn two_tib_with_few_blocks_take_seconds_and_no_more_memory() {
     let target = lab.path("target");
     disk(&target, 2 * TIB, &[]);
     let (size, root) = (second.tree.size, second.tree.root);
-    let disks = vec![RestoreDisk { userdevice: 4, size, root, blank: true }];
+    let disks = vec![RestoreDisk { userdevice: 4, device: size, size, root, blank: true }];
     let third = measure(&lab, Work::Restore { disks }, None, &target);
     assert_eq!(third.counts.moved.get(), 301 * BLOCK_SIZE);
     let map = bitmap(size, &written.iter().chain(&changed).copied().collect::<Vec<_>>()).to_xapi();
@@ -126,7 +126,13 @@ fn a_full_backup_and_a_restore_with_packs_of_16_mib_stay_within_the_limit() {
     let full = measure(&lab, disk_of(&path, Start::Nothing), None, &path);
     let target = lab.path("target");
     disk(&target, 3000 * BLOCK_SIZE, &[]);
-    let disks = vec![RestoreDisk { userdevice: 4, size: full.tree.size, root: full.tree.root, blank: false }];
+    let disks = vec![RestoreDisk {
+        userdevice: 4,
+        device: full.tree.size,
+        size: full.tree.size,
+        root: full.tree.root,
+        blank: false,
+    }];
     let restore = measure(&lab, Work::Restore { disks }, None, &target);
     crate::lab::assert_same(&path, &target);
     for (what, run) in [("full", &full), ("restore", &restore)] {
@@ -160,7 +166,13 @@ fn speed_of_a_full_backup_and_a_restore() {
     say("scan", &measure(&lab, disk_of(&path, Start::Compare { base: full.tree }), None, &path));
     let target = lab.path("target");
     disk(&target, size_of(&path).get(), &[]);
-    let disks = vec![RestoreDisk { userdevice: 4, size: full.tree.size, root: full.tree.root, blank: true }];
+    let disks = vec![RestoreDisk {
+        userdevice: 4,
+        device: full.tree.size,
+        size: full.tree.size,
+        root: full.tree.root,
+        blank: true,
+    }];
     say("restore", &measure(&lab, Work::Restore { disks }, None, &target));
     crate::lab::assert_same(&path, &target);
 }

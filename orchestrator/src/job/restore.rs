@@ -9,6 +9,7 @@ use crate::journal::Entry;
 use crate::pool::{TAG_JOB, TAG_OWNER};
 use crate::report::{DiskSummary, Event, JobSummary};
 use ads::{PointDisk, StoredPoint};
+use blocks::ByteCount;
 use std::time::Instant;
 use wire::{RestoreDisk, Work};
 use xapi::{Ref, Sr, StringMap, Vdi, VdiCreate, VdiType};
@@ -30,6 +31,8 @@ struct Target {
     disk: PointDisk,
     vdi: Ref<Vdi>,
     uuid: String,
+    /// What the pool made of the size that was asked for.
+    device: ByteCount,
 }
 
 /// Restores disks into new VDIs. Everything is reported; the result says how it ended for the exit code.
@@ -126,7 +129,7 @@ impl Job<'_> {
                 format!("the pool made a VDI of {} bytes for {}", record.virtual_size, disk.tree.size);
             return Err(Error::new(Kind::Failed, message));
         }
-        Ok(Target { disk, vdi, uuid })
+        Ok(Target { disk, vdi, uuid, device: ByteCount::new(record.virtual_size) })
     }
 
     async fn write(&self, targets: &[Target], entries: &mut Vec<Entry>) -> Result<Outcome, Failure> {
@@ -139,6 +142,7 @@ impl Job<'_> {
             disks: positions
                 .map(|(userdevice, target)| RestoreDisk {
                     userdevice,
+                    device: target.device,
                     size: target.disk.tree.size,
                     root: target.disk.tree.root,
                     blank: true,

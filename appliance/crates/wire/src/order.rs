@@ -104,7 +104,9 @@ impl Start {
 pub struct RestoreDisk {
     /// XAPI's `userdevice` of the VBD on the ABD; at least 4.
     pub userdevice: u16,
-    /// What the device must measure, in bytes.
+    /// What the device must measure, in bytes: storage may round a disk up.
+    pub device: ByteCount,
+    /// Size of the disk that is restored; the rest of the device is left as it is.
     pub size: ByteCount,
     /// What it shall hold.
     pub root: Option<NodeId>,

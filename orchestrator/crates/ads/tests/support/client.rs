@@ -191,6 +191,7 @@ pub fn backup_work(disks: &[(usize, Start)]) -> Work {
 pub fn restore_work(trees: &[Tree]) -> Work {
     let disks = (4..).zip(trees).map(|(userdevice, tree)| RestoreDisk {
         userdevice,
+        device: tree.size,
         size: tree.size,
         root: tree.root,
         blank: true,
