@@ -1,9 +1,9 @@
 //! Disks out of the store.
 
-use crate::lab::{Lab, assert_same, disk, size_of};
-use blocks::BLOCK_SIZE;
+use crate::lab::{Lab, Machine, assert_same, disk, size_of};
+use blocks::{BLOCK_SIZE, ByteCount};
 use std::fs::File;
-use wire::Start;
+use wire::{RestoreDisk, Start, Work};
 
 fn saved(lab: &Lab, size: u64, written: &[u64]) -> (seal::Tree, std::path::PathBuf) {
     let path = lab.path("disk");
@@ -49,4 +49,24 @@ fn disks_of_zeros_and_of_one_sector() {
     std::fs::write(&target, vec![7; 512]).expect("fill");
     lab.restore(tree, &target, true);
     assert_same(&path, &target);
+}
+
+#[test]
+fn a_device_that_storage_rounded_up_keeps_what_lies_behind_the_disk() {
+    let lab = Lab::new();
+    let (tree, path) = saved(&lab, 3 * BLOCK_SIZE + 512, &[0, 3]);
+    let (size, device) = (tree.size, ByteCount::new(5 * BLOCK_SIZE));
+    let target = lab.path("target");
+    std::fs::write(&target, vec![7; device.get() as usize]).expect("fill");
+    let order = |device| {
+        let disks = vec![RestoreDisk { userdevice: 4, device, size, root: tree.root, blank: false }];
+        lab.run(Work::Restore { disks }, vec![None], Machine::new([(4, target.as_path())])).outcome
+    };
+    order(device).expect("restore");
+    let found = std::fs::read(&target).expect("read");
+    let (restored, behind) = found.split_at(size.get() as usize);
+    assert!(restored == std::fs::read(&path).expect("read"));
+    assert!(behind.iter().all(|byte| *byte == 7));
+    assert_eq!(order(size).expect_err("the device is larger").code(), "disk-size");
+    assert_eq!(order(ByteCount::new(512)).expect_err("does not fit").code(), "order-refused");
 }
