@@ -177,7 +177,7 @@ impl Lab {
             .collect();
         let wanted = json!({"name": name, "disks": disks, "running": running});
         let made = self.control.json("POST", "/lab/vm", Some(&wanted)).expect("the VM is made");
-        let vdis = made["vdis"].as_array().expect("a list").iter().map(|vdi| string(vdi)).collect();
+        let vdis = made["vdis"].as_array().expect("a list").iter().map(string).collect();
         Vm { name: name.to_owned(), uuid: string(&made["uuid"]), vdis }
     }
 

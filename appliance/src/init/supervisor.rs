@@ -186,7 +186,9 @@ fn start_worker(worker_end: OwnedFd, boot: Duration) -> std::io::Result<Pid> {
         .arg0(WORKER_NAME)
         .stdin(Stdio::from(worker_end))
         .env_clear()
-        .env(BOOT_MS, boot.as_millis().to_string());
+        .env(BOOT_MS, boot.as_millis().to_string())
+        // One heap for all threads: the C library would keep freed memory apart for each of them.
+        .env("MALLOC_ARENA_MAX", "1");
     let child = command.spawn()?;
     Ok(Pid::from_raw(child.id().cast_signed()))
 }
