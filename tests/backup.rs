@@ -40,7 +40,7 @@ fn reading_unallocated_space_too_gives_the_same_disk() {
     let skipping = skipping.job("whole")["disks"][0].clone();
     // Another store knows no base: everything is read.
     let store = lab.path("second store").display().to_string();
-    let whole = lab.abd(&["--store", &store, "backup", "whole", "--read-unallocated"]).ok();
+    let whole = lab.abd(&["--store", &store, "backup", "whole", "--init-store", "--read-unallocated"]).ok();
     let whole = whole.job("whole")["disks"][0].clone();
     assert_eq!(whole["moved"], 8 * MIB + 512);
     assert!(skipping["moved"].as_u64() < whole["moved"].as_u64(), "{skipping}");

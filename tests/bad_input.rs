@@ -120,7 +120,7 @@ fn a_store_that_is_full() {
     lab.write(&vm.vdis[0], 0, &noise(1, 36 * MIB as usize));
     let before = lab.inventory();
     let store = mount.join("store").display().to_string();
-    let text = lab.abd(&["--store", &store, "backup", "big"]).fails_with(9);
+    let text = lab.abd(&["--store", &store, "backup", "big", "--init-store"]).fails_with(9);
     assert!(text.contains(&store) && text.contains("make room"), "{text}");
     lab.assert_clean(&before);
     let verify = lab.abd(&["--store", &store, "verify", "--read-data"]).ok();
@@ -170,8 +170,13 @@ fn a_directory_that_is_no_store_and_a_point_that_is_none() {
     fs::write(other.join("cat.jpg"), b"meow").expect("written");
     let other = other.display().to_string();
     let vm = lab.vm("web01", &[MIB]);
-    let text = lab.abd(&["--store", &other, "backup", "web01"]).fails_with(8);
+    let text = lab.abd(&["--store", &other, "backup", "web01", "--init-store"]).fails_with(8);
     assert!(text.contains(&other), "{text}");
+    // A mount point whose file system is not there looks like an empty directory.
+    let empty = lab.path("mnt");
+    fs::create_dir(&empty).expect("a directory");
+    let text = lab.abd(&["--store", &empty.display().to_string(), "backup", "web01"]).fails_with(8);
+    assert!(text.contains("--init-store"), "{text}");
     let text = lab.abd(&["list"]).fails_with(8);
     assert!(text.contains("--store"), "{text}");
     lab.backup(&[&vm]).ok();

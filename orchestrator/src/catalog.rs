@@ -22,7 +22,7 @@ pub fn open(directory: &Path, create: bool) -> Result<(Arc<Store>, bool)> {
     };
     if empty && !create {
         return Err(Error::new(Kind::Store, format!("there is no store at {}", directory.display()))
-            .remedy("name the store with --store, or make one with the first `abd backup`"));
+            .remedy("name the store with --store; `abd backup --init-store` makes one there"));
     }
     let store = if empty { Store::init(directory) } else { Store::open(directory) };
     Ok((Arc::new(store.map_err(store_error)?), empty))
@@ -191,8 +191,10 @@ pub fn verify(store: &Store, points: &[String], read_data: bool, report: &Arc<Re
         return Ok(());
     }
     let count = found.findings.len();
-    Err(Error::new(Kind::Damaged, format!("{count} things in the store are damaged"))
-        .remedy("the restore points that are not named are whole; back the others' VMs up again"))
+    Err(Error::new(Kind::Damaged, format!("{count} things in the store are damaged")).remedy(
+        "the restore points that are not named are whole. Move the damaged packs out of the store and run \
+             `abd backup --full` for the others' VMs: what was lost is shipped again",
+    ))
 }
 
 fn verify_json(found: &VerifyReport) -> serde_json::Value {

@@ -1,14 +1,15 @@
 //! Removing what a job made in a pool. Used at the end of a job and by `abd reconcile`; every step may find
 //! its work done, so it can be repeated at will.
 //!
-//! An object is ours if it carries our tags, or if it was made by an announced call and the crash came before
-//! the tag: then its name holds the job's random uuid and its origin is the announced one.
+//! A VM is ours if its kind and its name, which holds the job's random uuid, are those that a job gives, and if it
+//! carries our tags or, where a crash came before them, its origin is the announced one. Tags alone prove nothing:
+//! whoever clones our snapshot inherits them.
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{Entry, Rotation};
-use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
+use crate::pool::{Pool, TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_RESTORED, TAG_STORE};
 use crate::retry::{is_gone, until_free};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use xapi::{PowerState, Ref, StringMap, Uuid, Vbd, VbdType, Vdi, VdiType, Vm};
 
@@ -70,85 +71,117 @@ pub async fn remove_job(pool: &Pool, job: &str, entries: &[Entry]) -> Result<Rem
                 remove_vdis(pool, vdis, "snapshot disk", &mut removed).await
             }
             Entry::Delegate { vdis, .. } => remove_vdis(pool, vdis, "delegate's disk", &mut removed).await,
-            Entry::Vdi { uuid } if !restored => {
-                remove_vdis(pool, std::slice::from_ref(uuid), "half-restored disk", &mut removed).await;
+            Entry::Vdi { uuid } if restored => {
+                removed.note(format!("mark on restored disk {uuid}"), hand_over(pool, uuid).await);
             }
             Entry::Committed { vdis, .. } => rotate(pool, job, vdis, &mut removed).await,
             _ => {}
         }
     }
-    if !restored && entries.iter().any(|entry| matches!(entry, Entry::VdiIntent { .. })) {
+    if !committed && !restored {
         remove_tagged_vdis(pool, job, &mut removed).await?;
     }
     Ok(removed)
 }
 
-/// Removes the job's delegate and snapshot VMs. Disks of a snapshot that no entry names yet go with it.
-async fn remove_vms(pool: &Pool, job: &str, entries: &[Entry], removed: &mut Removed) -> Result<()> {
-    let named: BTreeSet<&str> = entries
-        .iter()
-        .filter_map(|entry| match entry {
-            Entry::Snapshot { uuid, .. } | Entry::Delegate { uuid, .. } => Some(uuid.as_str()),
-            _ => None,
-        })
-        .collect();
-    let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
-    for (reference, vm) in &vms {
-        let tagged = is_tagged(&vm.other_config, &pool.owner, job);
-        let announced = entries.iter().find(|entry| match entry {
-            Entry::SnapshotIntent { vm: source, name } => {
-                vm.is_a_snapshot
-                    && vm.name_label == *name
-                    && vms.get(&vm.snapshot_of).is_some_and(|of| of.uuid.as_str() == source)
+/// Whether the last call that was announced may still bring its object about: nothing says that it came to an end.
+pub fn is_unsettled(entries: &[Entry]) -> bool {
+    let mut open = false;
+    for entry in entries {
+        match entry {
+            Entry::SnapshotIntent { .. } | Entry::DelegateIntent { .. } | Entry::VdiIntent { .. } => {
+                open = true
             }
-            Entry::DelegateIntent { name } => {
-                !vm.is_a_snapshot
-                    && vm.name_label == *name
-                    && vm.other_config.contains_key(xva::TEMPLATE_KEY)
-                    && vm.other_config.get(TAG_JOB).is_none_or(|found| found == job)
-            }
+            Entry::Snapshot { .. } | Entry::Delegate { .. } | Entry::Vdi { .. } => open = false,
+            _ => {}
+        }
+    }
+    open
+}
+
+/// Whether a VM is this job's snapshot or delegate. A tag alone does not make it ours: a VM that somebody clones
+/// from our snapshot inherits the tags. Kind, name and origin must be those that were announced as well.
+fn is_ours(pool: &Pool, job: &str, vm: &Vm, entries: &[Entry], source: Option<&Vm>) -> bool {
+    let tagged = is_tagged(&vm.other_config, &pool.owner, job);
+    if vm.is_a_snapshot {
+        let announced = entries.iter().any(|entry| match entry {
+            Entry::SnapshotIntent { vm, .. } => source.is_some_and(|source| source.uuid.as_str() == vm),
             _ => false,
         });
-        if !tagged && announced.is_none() && !named.contains(vm.uuid.as_str()) {
+        return vm.name_label == snapshot_name(job) && (tagged || announced);
+    }
+    let announced = entries.iter().any(|entry| matches!(entry, Entry::DelegateIntent { .. }))
+        && !vm.other_config.contains_key(TAG_JOB);
+    vm.name_label == delegate_name(job)
+        && vm.other_config.contains_key(xva::TEMPLATE_KEY)
+        && (tagged || announced)
+}
+
+/// Removes the job's delegate and snapshot VMs. Their disks are tagged first, so that they are found again
+/// whatever happens in between.
+async fn remove_vms(pool: &Pool, job: &str, entries: &[Entry], removed: &mut Removed) -> Result<()> {
+    let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
+    for (reference, vm) in &vms {
+        if !is_ours(pool, job, vm, entries, vms.get(&vm.snapshot_of)) {
             continue;
         }
-        // A VM that an entry names but that lost its tag and its name is no longer surely ours.
-        if !tagged && announced.is_none() {
-            removed.leftovers.push(format!("VM {} ({}) lost its tags; look at it", vm.name_label, vm.uuid));
-            continue;
-        }
-        if vm.is_a_snapshot {
-            let known = entries.iter().any(|entry| matches!(entry, Entry::Snapshot { .. }));
-            let disks = if known { Vec::new() } else { disks_of(pool, vm, |_| true).await };
-            removed
-                .note(format!("snapshot {} ({})", vm.name_label, vm.uuid), destroy_vm(pool, reference).await);
-            remove_vdis(pool, &disks, "snapshot disk", removed).await;
+        let (what, disks) = if vm.is_a_snapshot {
+            ("snapshot", disks_of(pool, vm, |_| true).await?)
         } else {
-            let known = entries.iter().any(|entry| matches!(entry, Entry::Delegate { .. }));
-            let own = if known { Vec::new() } else { disks_of(pool, vm, |vbd| vbd.userdevice == "0").await };
-            removed
-                .note(format!("delegate {} ({})", vm.name_label, vm.uuid), destroy_vm(pool, reference).await);
-            remove_vdis(pool, &own, "delegate's disk", removed).await;
+            ("delegate", disks_of(pool, vm, |vbd| vbd.userdevice == "0").await?)
+        };
+        let committed = entries.iter().any(|entry| matches!(entry, Entry::Committed { .. }));
+        if !(committed && vm.is_a_snapshot) {
+            for uuid in &disks {
+                tag_vdi(pool, uuid, job, !vm.is_a_snapshot).await?;
+            }
+        }
+        removed.note(format!("{what} {} ({})", vm.name_label, vm.uuid), destroy_vm(pool, reference).await);
+        if !vm.is_a_snapshot {
+            remove_vdis(pool, &disks, "delegate's disk", removed).await;
         }
     }
     Ok(())
 }
 
-/// Uuids of the VDIs behind a VM's disks that pass the test. A disk that cannot be read is left out: it is
-/// found again by its tag or not ours.
-pub async fn disks_of(pool: &Pool, vm: &Vm, wanted: impl Fn(&Vbd) -> bool) -> Vec<String> {
+/// Marks a VDI as made by a job.
+///
+/// # Errors
+/// What the pool refuses.
+pub async fn tag_vdi(pool: &Pool, uuid: &str, job: &str, of_delegate: bool) -> Result<()> {
+    let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(()) };
+    let mut all = tags(pool, job);
+    if of_delegate {
+        all.insert(TAG_DELEGATE.into(), job.to_owned());
+    }
+    for (key, value) in all {
+        pool.client.add_to_other_config(&vdi, &key, &value).await.context(|| format!("tag VDI {uuid}"))?;
+    }
+    Ok(())
+}
+
+/// Uuids of the VDIs behind a VM's disks that pass the test.
+///
+/// # Errors
+/// Where one cannot be looked at: a list with holes would leave disks behind.
+pub async fn disks_of(pool: &Pool, vm: &Vm, wanted: impl Fn(&Vbd) -> bool) -> Result<Vec<String>> {
     let mut uuids = Vec::new();
     for vbd in &vm.vbds {
-        let Ok(vbd) = pool.client.get_record::<Vbd>(vbd).await else { continue };
-        if vbd.kind == VbdType::Disk
-            && !vbd.vdi.is_null()
-            && wanted(&vbd)
-            && let Ok(vdi) = pool.client.get_record::<Vdi>(&vbd.vdi).await
-        {
-            uuids.push(vdi.uuid.to_string());
+        let vbd = match pool.client.get_record::<Vbd>(vbd).await {
+            Ok(vbd) => vbd,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error).context(|| format!("look at the disks of {}", vm.name_label)),
+        };
+        if vbd.kind != VbdType::Disk || vbd.vdi.is_null() || !wanted(&vbd) {
+            continue;
+        }
+        match pool.client.get_record::<Vdi>(&vbd.vdi).await {
+            Ok(vdi) => uuids.push(vdi.uuid.to_string()),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error).context(|| format!("look at the disks of {}", vm.name_label)),
         }
     }
-    uuids
+    Ok(uuids)
 }
 
 /// Halts and destroys a VM record; its VDIs stay. `false` where it is gone already.
@@ -211,6 +244,19 @@ pub async fn destroy_vdi(pool: &Pool, uuid: &str) -> Result<bool> {
     destroy.await.map(|()| true)
 }
 
+/// Takes our mark off a restored VDI: it belongs to the user. `false` where it carries none.
+///
+/// # Errors
+/// What the pool refuses.
+pub async fn hand_over(pool: &Pool, uuid: &str) -> Result<bool> {
+    let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
+    let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
+    for key in [TAG_JOB, TAG_OWNER] {
+        pool.client.remove_from_other_config(&vdi, key).await.context(|| format!("hand over VDI {uuid}"))?;
+    }
+    Ok(record.other_config.contains_key(TAG_JOB))
+}
+
 /// A VDI by uuid; `None` where it is gone.
 ///
 /// # Errors
@@ -225,15 +271,26 @@ pub async fn find_vdi(pool: &Pool, uuid: &str) -> Result<Option<Ref<Vdi>>> {
     }
 }
 
+/// Removes VDIs that carry the job's tags, are of a kind that a job makes, and are in nobody's use.
 async fn remove_tagged_vdis(pool: &Pool, job: &str, removed: &mut Removed) -> Result<()> {
     let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
     let ours: Vec<String> = vdis
         .values()
-        .filter(|vdi| is_tagged(&vdi.other_config, &pool.owner, job))
+        .filter(|vdi| is_tagged(&vdi.other_config, &pool.owner, job) && is_made_by_jobs(vdi))
         .map(|vdi| vdi.uuid.to_string())
         .collect();
-    remove_vdis(pool, &ours, "half-restored disk", removed).await;
+    remove_vdis(pool, &ours, "disk", removed).await;
     Ok(())
+}
+
+/// Whether a tagged VDI is a snapshot's disk, a delegate's, or one that was being restored into; not a reference, not
+/// a copy that inherited the tags, and not one that a VM still has.
+pub fn is_made_by_jobs(vdi: &Vdi) -> bool {
+    let reference = vdi.kind == VdiType::CbtMetadata || vdi.other_config.contains_key(TAG_REFERENCE);
+    let made = vdi.is_a_snapshot
+        || vdi.other_config.contains_key(TAG_DELEGATE)
+        || vdi.other_config.contains_key(TAG_RESTORED);
+    made && !reference && vdi.vbds.is_empty()
 }
 
 /// Turns the snapshot's disks into references, or removes them, and drops the references they replace. An
@@ -275,21 +332,14 @@ async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<bool> {
     Ok(true)
 }
 
-/// Uuids of the references that this installation keeps for a live VDI and a store, but for `newest`.
-pub fn references_of(
-    pool: &Pool,
-    vdis: &BTreeMap<Ref<Vdi>, Vdi>,
-    live: &str,
-    store: &str,
-    newest: &str,
-) -> Vec<String> {
+/// Uuids of the references that this installation keeps for the same live VDI and store, older than `newest`.
+pub fn references_of(pool: &Pool, vdis: &BTreeMap<Ref<Vdi>, Vdi>, newest: &Rotation) -> Vec<String> {
     let is =
         |vdi: &Vdi, key: &str, value: &str| vdi.other_config.get(key).is_some_and(|found| found == value);
     vdis.values()
-        .filter(|vdi| vdi.uuid.as_str() != newest && vdi.kind == VdiType::CbtMetadata)
-        .filter(|vdi| {
-            is(vdi, TAG_OWNER, &pool.owner) && is(vdi, TAG_REFERENCE, live) && is(vdi, TAG_STORE, store)
-        })
+        .filter(|vdi| vdi.uuid.as_str() != newest.vdi && vdi.kind == VdiType::CbtMetadata)
+        .filter(|vdi| is(vdi, TAG_OWNER, &pool.owner))
+        .filter(|vdi| is(vdi, TAG_REFERENCE, &newest.live) && is(vdi, TAG_STORE, &newest.store))
         .map(|vdi| vdi.uuid.to_string())
         .collect()
 }
@@ -304,4 +354,35 @@ async fn drop_reference(pool: &Pool, uuid: &str) -> Result<bool> {
         return Ok(false);
     }
     destroy_vdi(pool, uuid).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_ends_with_an_intent_is_unsettled() {
+        let intent = Entry::DelegateIntent { name: "abd-j".into() };
+        let made = Entry::Delegate { uuid: "u".into(), vdis: vec![] };
+        let failed = Entry::Failed { reason: "r".into() };
+        assert!(!is_unsettled(&[]));
+        assert!(is_unsettled(&[intent.clone(), failed.clone()]));
+        assert!(!is_unsettled(&[intent.clone(), made.clone(), failed]));
+        assert!(is_unsettled(&[intent.clone(), made, intent]));
+    }
+
+    #[test]
+    fn only_vdis_that_jobs_make_and_nobody_uses_are_taken_for_ours() {
+        let tagged = |extra: &str| Vdi {
+            other_config: StringMap::from([(TAG_JOB.into(), "j".into()), (extra.into(), "x".into())]),
+            ..Vdi::default()
+        };
+        assert!(is_made_by_jobs(&tagged(TAG_RESTORED)));
+        assert!(is_made_by_jobs(&tagged(TAG_DELEGATE)));
+        assert!(!is_made_by_jobs(&tagged("other")), "a copy of our snapshot's disk inherits its tags");
+        assert!(is_made_by_jobs(&Vdi { is_a_snapshot: true, ..tagged("other") }));
+        assert!(!is_made_by_jobs(&Vdi { is_a_snapshot: true, ..tagged(TAG_REFERENCE) }));
+        let used = Vdi { vbds: vec![Ref::from_opaque(String::from("OpaqueRef:v"))], ..tagged(TAG_RESTORED) };
+        assert!(!is_made_by_jobs(&used));
+    }
 }

@@ -65,10 +65,10 @@ impl State {
     /// The directory that is used where none is named: `/var/lib/abd` for root, else below
     /// `$XDG_STATE_HOME` or `~/.local/state`.
     pub fn default_directory() -> PathBuf {
-        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| "/".into());
-        if home == Path::new("/root") {
+        if rustix::process::geteuid().is_root() {
             return "/var/lib/abd".into();
         }
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| "/".into());
         std::env::var_os("XDG_STATE_HOME")
             .map_or_else(|| home.join(".local/state"), PathBuf::from)
             .join("abd")
@@ -95,9 +95,7 @@ impl State {
                 })?
                 .to_string(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let owner = uuid::Uuid::new_v4().to_string();
-                write_durable(&path, owner.as_bytes()).map_err(|error| failed(&path, "write", error))?;
-                owner
+                make_owner(&path).map_err(|error| failed(&path, "write", error))?
             }
             Err(error) => return Err(failed(&path, "read", error)),
         };
@@ -196,6 +194,18 @@ impl PoolConfig {
         };
         let text = fs::read_to_string(&path).map_err(|error| file_error(Kind::Auth, &path, "read", error))?;
         Ok(xapi::Secret::new(text.lines().next().unwrap_or_default().to_owned()))
+    }
+}
+
+/// Makes the installation's id. Of two processes that do so at once one wins, and both use its id.
+fn make_owner(path: &Path) -> std::io::Result<String> {
+    let part = path.with_extension(uuid::Uuid::new_v4().to_string());
+    write_durable(&part, uuid::Uuid::new_v4().to_string().as_bytes())?;
+    let linked = fs::hard_link(&part, path);
+    fs::remove_file(&part)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(fs::read_to_string(path)?.trim().to_owned()),
     }
 }
 

@@ -60,9 +60,8 @@ impl Findings {
 /// The kind of the worst finding where one is an error.
 pub async fn run(state: &State, pools: Vec<PoolConfig>, store: &Path, report: &Report) -> Result<()> {
     let mut findings = Findings::default();
-    check_store(store, &mut findings).await;
+    let mut worst = check_store(store, &mut findings).await;
     check_journals(state, &mut findings);
-    let mut worst = None;
     if pools.is_empty() {
         findings.add(Level::Error, "no-pool", "no pool is known".into(), Some("add one: abd pool add"));
     }
@@ -101,9 +100,10 @@ fn text(findings: &[Finding]) -> String {
     table(&["LEVEL", "CODE", "FINDING"], &rows)
 }
 
-async fn check_store(directory: &Path, findings: &mut Findings) {
+async fn check_store(directory: &Path, findings: &mut Findings) -> Option<Kind> {
     let path = directory.to_owned();
     let opened = tokio::task::spawn_blocking(move || catalog::open(&path, false)).await;
+    let empty = std::fs::read_dir(directory).map_or(true, |mut items| items.next().is_none());
     match opened {
         Ok(Ok((store, _))) => {
             let usage = store.usage();
@@ -114,12 +114,21 @@ async fn check_store(directory: &Path, findings: &mut Findings) {
                 let message = format!("pack {} cannot be read: {}", pack.path.display(), pack.reason);
                 findings.add(Level::Error, "store-damaged", message, Some("run `abd verify --read-data`"));
             }
+            store.skipped_packs().first().map(|_| Kind::Damaged)
         }
-        Ok(Err(error)) if !directory.exists() => {
-            findings.add(Level::Warning, "no-store", error.to_string(), Some("the first backup makes it"));
+        Ok(Err(error)) if empty => {
+            let remedy = "the first backup makes it; a store named with --store is made with --init-store";
+            findings.add(Level::Warning, "no-store", error.to_string(), Some(remedy));
+            None
         }
-        Ok(Err(error)) => findings.error("store", &error),
-        Err(error) => findings.add(Level::Error, "store", format!("the check was stopped: {error}"), None),
+        Ok(Err(error)) => {
+            findings.error("store", &error);
+            Some(error.kind())
+        }
+        Err(error) => {
+            findings.add(Level::Error, "store", format!("the check was stopped: {error}"), None);
+            Some(Kind::Store)
+        }
     }
 }
 

@@ -128,12 +128,12 @@ impl From<xapi::Error> for Error {
         use xapi::Kind as X;
         let (kind, remedy) = match error.kind() {
             X::Auth => (Kind::Auth, Some("check the user and the password file of the pool".to_owned())),
-            X::Unreachable => {
+            X::Unreachable | X::Timeout | X::SessionInvalid | X::Protocol => {
                 (Kind::Unreachable, Some("check the address, the network and that the host is up".to_owned()))
             }
             X::TlsUntrusted { .. } => (
                 Kind::Certificate,
-                Some("compare the fingerprint on the host, then run `abd pool add` again".to_owned()),
+                Some("compare the fingerprint on that host; `abd pool remove` and `abd pool add` record all hosts".to_owned()),
             ),
             X::TlsChanged { .. } => (
                 Kind::Certificate,

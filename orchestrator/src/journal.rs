@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Longest journal that is read: a job of 250 disks writes about 200 KiB.
 const MAX_JOURNAL_SIZE: u64 = 16 << 20;
@@ -74,7 +75,7 @@ pub enum Entry {
         /// What becomes of each VDI of the snapshot.
         vdis: Vec<Rotation>,
     },
-    /// The restored VDIs are complete and belong to the user.
+    /// The restored VDIs are complete. From here on they are the user's and only lose our tags.
     Restored,
     /// Why the job ended, for a reader of the file.
     Failed {
@@ -114,7 +115,7 @@ pub struct DeadJournal {
     pub job: String,
     /// Its entries. A half-written last line is dropped: the call it announced was not made.
     pub entries: Vec<Entry>,
-    _lock: File,
+    lock: File,
 }
 
 impl Journal {
@@ -123,22 +124,25 @@ impl Journal {
     /// # Errors
     /// [`Kind::Failed`] where it cannot be written: then nothing may be created.
     pub fn start(directory: &Path, job: &str, first: &Entry) -> Result<Self> {
-        let path = directory.join(format!("{job}.journal"));
+        let path = path(directory, job);
         let failed = |doing, error| {
             file_error(Kind::Failed, &path, doing, error)
                 .remedy("nothing was created in the pool; make room or fix the directory and run again")
         };
+        // It gets its name only when it is locked and has its first line: whoever sees a journal sees a whole one.
+        let part = path.with_extension("new");
         let file = File::options()
             .create_new(true)
             .append(true)
-            .open(&path)
+            .open(&part)
             .map_err(|error| failed("make", error))?;
         file.try_lock().map_err(|error| failed("lock", std::io::Error::other(error)))?;
+        let journal = Self { path: path.clone(), file: Mutex::new(file) };
+        journal.write(first)?;
+        fs::rename(&part, &path).map_err(|error| failed("name", error))?;
         File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| failed("sync", error))?;
-        let journal = Self { path, file: Mutex::new(file) };
-        journal.write(first)?;
         Ok(journal)
     }
 
@@ -150,9 +154,13 @@ impl Journal {
         let mut line = serde_json::to_vec(entry).expect("entries are plain text");
         line.push(b'\n');
         let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.write_all(&line)
-            .and_then(|()| file.sync_data())
-            .map_err(|error| file_error(Kind::Failed, &self.path, "write", error))
+        let size =
+            file.metadata().map_err(|error| file_error(Kind::Failed, &self.path, "write", error))?.len();
+        file.write_all(&line).and_then(|()| file.sync_data()).map_err(|error| {
+            // Half a line must not stand before a later one. Where even this fails, the reader stops there.
+            let _ = file.set_len(size);
+            file_error(Kind::Failed, &self.path, "write", error)
+        })
     }
 
     /// Removes the journal of a job that left nothing behind.
@@ -160,18 +168,37 @@ impl Journal {
     /// # Errors
     /// [`Kind::Failed`]; a journal that stays only makes `abd reconcile` look again.
     pub fn finish(self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(|error| file_error(Kind::Failed, &self.path, "remove", error))
+        remove(&self.path)
     }
 }
 
 impl DeadJournal {
+    /// How long ago it was last written; `None` where the clock went back.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock.metadata().ok()?.modified().ok()?.elapsed().ok()
+    }
+
     /// Removes the journal: everything in it was worked through.
     ///
     /// # Errors
     /// [`Kind::Failed`] naming the file.
     pub fn finish(self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(|error| file_error(Kind::Failed, &self.path, "remove", error))
+        remove(&self.path)
     }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(file_error(Kind::Failed, path, "remove", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the journal of a job stands.
+pub fn path(directory: &Path, job: &str) -> PathBuf {
+    directory.join(format!("{job}.journal"))
 }
 
 /// Jobs by their journals: those that run, and those that are over.
@@ -206,7 +233,7 @@ pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
             Error::new(Kind::Usage, format!("{} line {line} is not a journal entry", path.display()))
                 .remedy("it was written by another version or damaged; look into it before you move it away")
         })?;
-        dead.push(DeadJournal { path, job, entries, _lock: file });
+        dead.push(DeadJournal { path, job, entries, lock: file });
     }
     Ok((live, dead))
 }

@@ -11,6 +11,10 @@ use xapi::{Client, Credentials, Endpoint, Fingerprint, Host, Network, Pif, Ref, 
 pub const TAG_JOB: &str = "abd:job";
 /// `other_config` key that names the installation that made an object.
 pub const TAG_OWNER: &str = "abd:owner";
+/// `other_config` key of a delegate's own disk: its job.
+pub const TAG_DELEGATE: &str = "abd:delegate";
+/// `other_config` key of a restored VDI: the restore point it came from.
+pub const TAG_RESTORED: &str = "abd:restored";
 /// `other_config` key of a VDI that stays between runs: uuid of the live VDI whose changes it lists.
 pub const TAG_REFERENCE: &str = "abd:reference";
 /// `other_config` key of the same: id of the store that holds the base. Two stores have references of their own.

@@ -2,13 +2,13 @@
 
 use crate::cleanup::{destroy_vdi, destroy_vm, disks_of};
 use crate::error::{Context, Error, Kind, Result, file_error};
-use crate::pool::Pool;
+use crate::pool::{Pool, TAG_JOB};
 use crate::report::{Event, Report};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
-use xapi::{Ref, Sr, Upload, Vm};
+use xapi::{Ref, Sr, Upload, Vbd, Vdi, Vm};
 
 /// Version that a template must have: orchestrator and appliance are built together.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -156,6 +156,8 @@ pub async fn list(pool: &Pool) -> Result<Vec<Template>> {
         .filter(|(_, vm)| {
             vm.is_a_template && !vm.is_a_snapshot && vm.other_config.contains_key(xva::TEMPLATE_KEY)
         })
+        // A clone is a template too until its job has set it up.
+        .filter(|(_, vm)| !vm.other_config.contains_key(TAG_JOB) && !vm.name_label.starts_with("abd-"))
         .map(|(reference, vm)| from_record(reference, vm))
         .collect())
 }
@@ -184,6 +186,23 @@ pub async fn find(pool: &Pool) -> Result<Template> {
     })
 }
 
+/// The storage that a clone of the template needs.
+///
+/// # Errors
+/// What the pool says.
+pub async fn storage(pool: &Pool, template: &Template) -> Result<Vec<Ref<Sr>>> {
+    let looking = || "look at the template's disk".to_owned();
+    let vm = pool.client.get_record::<Vm>(&template.reference).await.context(looking)?;
+    let mut storage = Vec::new();
+    for vbd in &vm.vbds {
+        let vbd = pool.client.get_record::<Vbd>(vbd).await.context(looking)?;
+        if !vbd.vdi.is_null() {
+            storage.push(pool.client.get_record::<Vdi>(&vbd.vdi).await.context(looking)?.sr);
+        }
+    }
+    Ok(storage)
+}
+
 /// Removes a template and its disk.
 ///
 /// # Errors
@@ -191,7 +210,7 @@ pub async fn find(pool: &Pool) -> Result<Template> {
 pub async fn remove(pool: &Pool, template: &Template) -> Result<()> {
     let vm =
         pool.client.get_record::<Vm>(&template.reference).await.context(|| "look at the template".into())?;
-    let disks = disks_of(pool, &vm, |_| true).await;
+    let disks = disks_of(pool, &vm, |_| true).await?;
     destroy_vm(pool, &template.reference).await.context(|| format!("template {}", template.uuid))?;
     for disk in disks {
         destroy_vdi(pool, &disk).await.context(|| format!("disk {disk} of template {}", template.uuid))?;

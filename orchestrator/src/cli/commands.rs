@@ -9,6 +9,7 @@ use crate::job::{self, Run, Settings, restore};
 use crate::pool::{Pool, connect_with, parse_endpoint};
 use crate::report::{Event, table};
 use crate::{catalog, doctor, reconcile, template};
+use base64::Engine as _;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -92,6 +93,9 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
     };
     let client = connect_with(endpoint, credentials, &config.certificates).await?;
     let found = client.pool().await;
+    if !local {
+        pin_hosts(&client, &mut config.certificates).await;
+    }
     if let Err(error) = client.close().await {
         tracing::warn!("cannot log out: {error}");
     }
@@ -115,6 +119,29 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
         format!("pool '{name}' ({uuid}) added; next: abd template import FILE.xva")
     });
     Ok(())
+}
+
+/// Records the certificates of all hosts of the pool, as the trusted one tells them: a call may be redirected to any of
+/// them, and any may become the coordinator. Hosts that do not tell are left out.
+async fn pin_hosts(client: &xapi::Client, certificates: &mut BTreeMap<String, String>) {
+    let hosts = match client.get_all_records::<xapi::Host>().await {
+        Ok(hosts) => hosts,
+        Err(error) => return tracing::warn!("only one certificate is recorded: {error}"),
+    };
+    for (reference, host) in hosts {
+        let asked = client.call("host.get_server_certificate", vec![reference.as_str().into()]).await;
+        let der = asked.ok().and_then(|value| pem_to_der(value.as_str()?));
+        let Some(der) = der.filter(|_| !host.address.is_empty()) else { continue };
+        let address = Endpoint::Https { host: host.address.clone(), port: HTTPS_PORT }.address();
+        certificates.entry(address).or_insert_with(|| pin::Fingerprint::of(&der).to_string());
+    }
+}
+
+/// The bytes of the first certificate in PEM text.
+fn pem_to_der(pem: &str) -> Option<Vec<u8>> {
+    let body = pem.split_once("-----BEGIN CERTIFICATE-----")?.1.split_once("-----END CERTIFICATE-----")?.0;
+    let packed: String = body.split_whitespace().collect();
+    base64::engine::general_purpose::STANDARD.decode(packed).ok()
 }
 
 /// The certificate to pin: the one that was named, or the one that a person confirms.
@@ -163,7 +190,16 @@ fn pool_list(session: &Session) -> Result<()> {
 }
 
 fn pool_remove(session: &Session, name: &str) -> Result<()> {
-    session.state.pool(Some(name))?;
+    let config = session.state.pool(Some(name))?;
+    let (live, dead) = crate::journal::scan(&session.state.journal_directory())?;
+    let dead = dead.iter().filter(|journal| reconcile::belongs_to(journal, &config.uuid)).count();
+    if dead > 0 || !live.is_empty() {
+        let message =
+            format!("{} jobs run and {dead} ended without cleaning up in pool '{name}'", live.len());
+        return Err(
+            Error::new(Kind::Leftovers, message).remedy("wait for the jobs and run `abd reconcile` first")
+        );
+    }
     let mut pools = session.state.pools()?;
     pools.retain(|pool| pool.name != name);
     session.state.save_pools(pools)?;
@@ -264,6 +300,8 @@ async fn find_sr(pool: &Pool, wanted: Option<&str>) -> Result<Ref<Sr>> {
     }
 }
 
+/// Port of XAPI on every host.
+const HTTPS_PORT: u16 = 443;
 /// MTU of a network that does not say.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -380,6 +418,7 @@ async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
     let settings = Settings {
         level: args.level,
         enable_cbt: !args.no_enable_cbt,
+        full: args.full,
         read_unallocated: args.read_unallocated,
         ..settings(&args.delegate)
     };
@@ -387,7 +426,8 @@ async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
         return Err(Error::new(Kind::Usage, "one fixed address cannot serve several delegates at once")
             .remedy("add --jobs 1, or use DHCP"));
     }
-    let run = Arc::new(prepare(session, &args.delegate, settings, true).await?);
+    let run =
+        Arc::new(prepare(session, &args.delegate, settings, args.init_store || session.default_store).await?);
     let result = tokio::task::LocalSet::new().run_until(backup_all(&run, &args)).await;
     run.pool.close().await;
     result
@@ -434,7 +474,13 @@ async fn backup_all(run: &Arc<Run>, args: &BackupArgs) -> Result<()> {
 /// The error of a run: the kind of its failed jobs where they agree.
 fn outcome(count: usize, failed: &[Kind]) -> Result<()> {
     let Some(first) = failed.first() else { return Ok(()) };
-    let kind = if failed.iter().all(|kind| kind == first) { *first } else { Kind::Failed };
+    if failed.iter().all(|kind| *kind == Kind::Leftovers) {
+        let message = format!("all {count} jobs did their work, {} left something in the pool", failed.len());
+        return Err(Error::new(Kind::Leftovers, message).remedy("run `abd reconcile`"));
+    }
+    let failed: Vec<_> = failed.iter().filter(|kind| **kind != Kind::Leftovers).collect();
+    let first = failed.first().copied().unwrap_or(first);
+    let kind = if failed.iter().all(|kind| *kind == first) { *first } else { Kind::Failed };
     Err(Error::new(kind, format!("{} of {count} jobs failed", failed.len())))
 }
 
@@ -474,15 +520,21 @@ async fn reconcile_command(session: &Session, name: Option<&str>) -> Result<()> 
         None => session.state.pools()?,
     };
     let mut total = reconcile::Outcome::default();
+    let mut failed = None;
     for config in pools {
-        let pool = Pool::connect(&session.state, config).await?;
-        let result = reconcile::run(&session.state, &pool).await;
-        pool.close().await;
-        let outcome = result?;
-        total.live = outcome.live;
-        total.jobs.extend(outcome.jobs);
-        total.removed.objects.extend(outcome.removed.objects);
-        total.removed.leftovers.extend(outcome.removed.leftovers);
+        match reconcile_pool(session, config).await {
+            Ok(outcome) => {
+                total.live = outcome.live;
+                total.jobs.extend(outcome.jobs);
+                total.removed.objects.extend(outcome.removed.objects);
+                total.removed.leftovers.extend(outcome.removed.leftovers);
+            }
+            // The other pools are cleaned all the same.
+            Err(error) => {
+                session.report.event(&Event::Warning { job: None, message: error.chain() });
+                failed.get_or_insert(error);
+            }
+        }
     }
     let value = json!({
         "jobs": total.jobs, "running": total.live, "removed": total.removed.objects,
@@ -499,5 +551,13 @@ async fn reconcile_command(session: &Session, name: Option<&str>) -> Result<()> 
         }
         text
     });
-    reconcile::check(&total)
+    reconcile::check(&total)?;
+    failed.map_or(Ok(()), Err)
+}
+
+async fn reconcile_pool(session: &Session, config: PoolConfig) -> Result<reconcile::Outcome> {
+    let pool = Pool::connect(&session.state, config).await?;
+    let result = reconcile::run(&session.state, &pool).await;
+    pool.close().await;
+    result
 }

@@ -6,6 +6,7 @@ use crate::config::State;
 use crate::error::{Error, Kind, Result};
 use crate::report::Report;
 use clap::{Args, Parser, Subcommand};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -228,6 +229,13 @@ struct BackupArgs {
     /// Do not switch change tracking on where it is off.
     #[arg(long)]
     no_enable_cbt: bool,
+    /// Make the store where the directory of --store is missing or empty. The default store is made by itself;
+    /// a named one is not, because an empty directory may be a mount point without its file system.
+    #[arg(long)]
+    init_store: bool,
+    /// Start from no earlier restore point: every block is offered to the store again.
+    #[arg(long)]
+    full: bool,
     /// Read unallocated space too on a first backup.
     #[arg(long)]
     read_unallocated: bool,
@@ -254,6 +262,8 @@ struct RestoreArgs {
 struct Session {
     state: State,
     store: PathBuf,
+    /// Whether nobody named another.
+    default_store: bool,
     report: Arc<Report>,
     json: bool,
 }
@@ -274,8 +284,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     let state = State::open(cli.state_dir.unwrap_or_else(State::default_directory))?;
+    let default_store = cli.store.is_none();
     let store = cli.store.unwrap_or_else(|| state.default_store());
-    let session = Session { state, store, report: Arc::new(Report::new(cli.json)), json: cli.json };
+    let session =
+        Session { state, store, default_store, report: Arc::new(Report::new(cli.json)), json: cli.json };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -293,7 +305,8 @@ fn print_error(error: &Error, json: bool) {
             "event": "error", "error": error.chain(), "remedy": error.remedy_text(),
             "exit_code": error.kind().exit_code(),
         });
-        println!("{value}");
+        // Nobody may be reading any more.
+        let _ = writeln!(std::io::stdout(), "{value}");
         return;
     }
     eprintln!("abd: {}", error.chain());

@@ -8,6 +8,7 @@ use crate::cleanup::{self, Removed, snapshot_name, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{Entry, Rotation};
 use crate::report::{DiskSummary, Event, JobSummary};
+use crate::template;
 use crate::tracking::{self, Allocation, Base, Changes, Decision, Facts};
 use ads::{PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
 use blocks::ByteCount;
@@ -92,12 +93,22 @@ impl Job<'_> {
         }
         self.check_cancelled()?;
         let host = self.choose_host(record, &planned).await?;
-        let outcome = self.delegate(&planned, host.as_ref(), entries).await?;
+        let (outcome, removed) = self.delegate(&planned, host.as_ref(), entries).await?;
+        // Every byte is durable: what resists from here on is left to `reconcile` and does not undo the backup.
+        let mut rotated = Rotated::Fully;
         self.step("remove snapshot");
-        self.remove_snapshot(entries).await?;
+        for result in [removed, self.remove_snapshot(entries).await] {
+            if let Err(error) = result {
+                self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
+                rotated = Rotated::Partly;
+            }
+        }
         self.record(entries, Entry::TornDown)?;
         self.step("commit");
-        Ok(self.commit(record, planned, outcome, base, entries, started).await?)
+        match self.commit(record, planned, outcome, base, entries, started).await? {
+            Rotated::Fully => Ok(rotated),
+            Rotated::Partly => Ok(Rotated::Partly),
+        }
     }
 
     /// The VM's disks, with change tracking switched on where it is wanted and possible.
@@ -213,6 +224,9 @@ impl Job<'_> {
     /// The newest restore point of the VM. None while packs of the store cannot be read: then every block is
     /// offered again, and those that were lost are shipped again.
     async fn base_point(&self, vm: &str) -> Result<Option<StoredPoint>> {
+        if self.run.settings.full {
+            return Ok(None);
+        }
         if let Some(pack) = self.run.store.skipped_packs().first() {
             self.warn(format!("the store has damaged packs ({}): backing up in full", pack.path.display()));
             return Ok(None);
@@ -295,28 +309,28 @@ impl Job<'_> {
         }
     }
 
-    /// A host that sees every SR of the disks: the VM's own where it can, else any.
+    /// A host that sees the storage of every disk and of the delegate: the VM's own where it can, else any.
     async fn choose_host(&self, vm: &Vm, disks: &[Planned]) -> Result<Option<Ref<Host>>> {
-        let client = &self.run.pool.client;
-        let pbds = client.get_all_records::<Pbd>().await.context(|| "list storage connections".into())?;
+        let pool = &self.run.pool;
+        let pbds =
+            pool.client.get_all_records::<Pbd>().await.context(|| "list storage connections".into())?;
+        let template = template::storage(pool, &self.run.template).await?;
+        let needed: Vec<&Ref<Sr>> =
+            disks.iter().map(|disk| &disk.source.live_record.sr).chain(&template).collect();
         let sees = |host: &Ref<Host>, sr: &Ref<Sr>| {
             pbds.values().any(|pbd| pbd.host == *host && pbd.sr == *sr && pbd.currently_attached)
         };
-        let sees_all = |host: &Ref<Host>| disks.iter().all(|disk| sees(host, &disk.source.live_record.sr));
-        let hosts = self.run.pool.hosts().await?;
-        let preferred = [&vm.resident_on, &vm.affinity];
-        let chosen = preferred
-            .into_iter()
-            .filter(|host| hosts.contains_key(host))
-            .chain(hosts.iter().filter(|(_, host)| host.enabled).map(|(reference, _)| reference))
-            .find(|host| sees_all(host));
-        match chosen {
+        let hosts = pool.hosts().await?;
+        let usable = |host: &Ref<Host>| {
+            hosts.get(host).is_some_and(|host| host.enabled) && needed.iter().all(|sr| sees(host, sr))
+        };
+        match [&vm.resident_on, &vm.affinity].into_iter().chain(hosts.keys()).find(|host| usable(host)) {
             Some(host) => Ok(Some(host.clone())),
             None => Err(Error::new(
                 Kind::Failed,
-                format!("no host of the pool sees every storage repository of {}", self.subject),
+                format!("no enabled host of the pool sees the storage of {} and of the delegate", self.subject),
             )
-            .remedy("plug the missing storage on one host, or back the disks up in groups")),
+            .remedy("plug the missing storage on one host, or import the template to storage that the VM's host sees")),
         }
     }
 
@@ -326,7 +340,7 @@ impl Job<'_> {
         disks: &[Planned],
         host: Option<&Ref<Host>>,
         entries: &mut Vec<Entry>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<(Outcome, Result<()>), Failure> {
         let settings = &self.run.settings;
         let positions = (FIRST_POSITION..).zip(disks);
         let attachments: Vec<_> = positions
@@ -383,7 +397,6 @@ impl Job<'_> {
     ) -> Result<Rotated> {
         let run = self.run;
         let store_id = run.store.id().to_string();
-        let vdis = run.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
         let mut disks = Vec::new();
         let mut summaries = Vec::new();
         let mut rotations = Vec::new();
@@ -403,7 +416,7 @@ impl Job<'_> {
             rotations.push(Rotation {
                 vdi: source.snapshot_uuid.clone(),
                 keep_reference: source.tracked,
-                replaces: cleanup::references_of(&run.pool, &vdis, &vdi, &store_id, &source.snapshot_uuid),
+                replaces: Vec::new(),
                 live: vdi.clone(),
                 store: store_id.clone(),
             });
@@ -433,6 +446,15 @@ impl Job<'_> {
         };
         let store = run.store.clone();
         let id = blocking(move || store.commit_point(&point)).await?;
+        match run.pool.client.get_all_records::<Vdi>().await {
+            Ok(vdis) => {
+                for rotation in &mut rotations {
+                    rotation.replaces = cleanup::references_of(&run.pool, &vdis, rotation);
+                }
+            }
+            // The next run of this VM drops them.
+            Err(error) => self.warn(format!("old references stay for now: {error}")),
+        }
         let committed = Entry::Committed { point: id.to_string(), vdis: rotations.clone() };
         // The backup exists. What fails from here on is left for `reconcile`, and does not undo it.
         let mut rotated = Rotated::Fully;

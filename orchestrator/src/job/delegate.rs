@@ -1,7 +1,7 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
 use super::{Failure, Job, PROGRESS_MS, cancelled};
-use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tags};
+use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::report::Event;
@@ -86,8 +86,11 @@ impl Job<'_> {
             client.add_to_other_config(&vm, &key, &value).await.context(|| "tag the delegate".into())?;
         }
         let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
-        let own_vdis = disks_of(&run.pool, &record, |_| true).await;
+        let own_vdis = disks_of(&run.pool, &record, |_| true).await?;
         self.record(entries, Entry::Delegate { uuid: record.uuid.to_string(), vdis: own_vdis.clone() })?;
+        for vdi in &own_vdis {
+            tag_vdi(&run.pool, vdi, &self.id, true).await?;
+        }
         let setup = async {
             let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
             client.set_name_description(&vm, &about).await?;
@@ -126,7 +129,8 @@ impl Job<'_> {
         Ok(Delegate { vm, own_vdis })
     }
 
-    /// Opens the job at the service, makes a delegate for it, watches it to its end and removes it.
+    /// Opens the job at the service, makes a delegate for it, watches it to its end and removes it. Gives what the
+    /// delegate achieved, and whether it is gone.
     /// `bitmaps` go by position in the order, as XAPI gives them.
     pub(super) async fn serve(
         &self,
@@ -135,7 +139,7 @@ impl Job<'_> {
         disks: &[Attachment],
         host: Option<&Ref<Host>>,
         entries: &mut Vec<Entry>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<(Outcome, Result<()>), Failure> {
         let order = Order {
             job: self.id.clone(),
             id_key: self.run.store.id_key_bytes(),
@@ -152,8 +156,8 @@ impl Job<'_> {
         let outcome = self.watch(&delegate, &handle, disks.len()).await?;
         handle.close();
         self.step("remove delegate");
-        self.remove(&delegate).await?;
-        Ok(outcome)
+        let removed = self.remove(&delegate).await;
+        Ok((outcome, removed))
     }
 
     /// Writes an entry to the journal and remembers it for the clean-up.
@@ -215,7 +219,13 @@ impl Job<'_> {
                     }
                 },
                 Some(event) = handle.events().recv() => self.hear(event, &mut watch),
-                _ = tick.tick() => self.check_limits(&mut watch, handle)?,
+                _ = tick.tick() => {
+                    self.check_limits(&mut watch, handle)?;
+                    if watch.halt_by.is_some_and(|by| Instant::now() >= by) {
+                        self.warn("the delegate said its last word and did not power off".into());
+                        return watch.into_outcome(self);
+                    }
+                }
                 () = requested(&mut cancel) => {
                     handle.stop();
                     return Err(cancelled().into());
@@ -286,14 +296,10 @@ impl Job<'_> {
     }
 
     fn check_limits(&self, watch: &mut Watch, handle: &JobHandle) -> Result<(), Failure> {
-        let settings = &self.run.settings;
-        if let Some(by) = watch.halt_by {
-            if Instant::now() < by {
-                return Ok(());
-            }
-            // It said its last word; the clean-up powers it off.
-            return Err(watch.ended(self, &format!("did not power off within {} s", HALT_LIMIT.as_secs())));
+        if watch.halt_by.is_some() {
+            return Ok(());
         }
+        let settings = &self.run.settings;
         match handle.last_contact() {
             None if watch.started.elapsed() > settings.boot_limit => {
                 Err(watch.ended(self, &format!("did not call within {} s", settings.boot_limit.as_secs())))

@@ -70,6 +70,8 @@ pub struct Settings {
     pub boot_limit: Duration,
     /// Whether change tracking is switched on where it is off.
     pub enable_cbt: bool,
+    /// Whether no earlier restore point is started from.
+    pub full: bool,
     /// Whether a first backup reads unallocated space too.
     pub read_unallocated: bool,
     /// Static network settings of the delegate, by key below `vm-data/abd/net/0/`; DHCP where empty.
@@ -86,6 +88,7 @@ impl Default for Settings {
             watchdog: Duration::from_secs(90),
             boot_limit: Duration::from_secs(300),
             enable_cbt: true,
+            full: false,
             read_unallocated: false,
             net: Vec::new(),
         }
@@ -155,11 +158,16 @@ impl<'a> Job<'a> {
     async fn abandon(self, failure: Failure, entries: &[Entry]) -> Kind {
         self.step("clean up");
         let removed = cleanup::remove_job(&self.run.pool, &self.id, entries).await;
-        let leftovers = match removed {
-            Ok(Removed { leftovers, .. }) => leftovers,
+        let kind = failure.error.kind();
+        let mut leftovers = match &removed {
+            Ok(Removed { leftovers, .. }) => leftovers.clone(),
             Err(error) => vec![format!("unknown: {}", error.chain())],
         };
-        let kind = failure.error.kind();
+        // The call may have reached the pool although its answer did not reach us.
+        let found = removed.is_ok_and(|removed| !removed.objects.is_empty());
+        if kind == Kind::Unreachable && cleanup::is_unsettled(entries) && !found {
+            leftovers.push("what was being made when the pool went silent may still appear".into());
+        }
         self.run.report.event(&Event::JobFailed {
             job: self.id.clone(),
             subject: self.subject.clone(),

@@ -3,19 +3,16 @@
 
 use super::delegate::{Attachment, Outcome};
 use super::{FIRST_POSITION, Failure, Job, MAX_DISKS, Run, summary_of};
-use crate::cleanup::tags;
+use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
-use crate::pool::{TAG_JOB, TAG_OWNER};
+use crate::pool::TAG_RESTORED;
 use crate::report::{DiskSummary, Event, JobSummary};
 use ads::{PointDisk, StoredPoint};
 use blocks::ByteCount;
 use std::time::Instant;
 use wire::{RestoreDisk, Work};
 use xapi::{Ref, Sr, StringMap, Vdi, VdiCreate, VdiType};
-
-/// `other_config` key of a restored VDI: the restore point it came from.
-pub const TAG_RESTORED: &str = "abd:restored";
 
 /// What to restore, and where to.
 pub struct Request {
@@ -88,11 +85,14 @@ impl Job<'_> {
             targets.push(self.make_vdi(&request, disk, entries).await?);
         }
         self.check_cancelled()?;
-        let outcome = self.write(&targets, entries).await?;
-        for target in &targets {
-            self.hand_over(target).await?;
-        }
+        let (outcome, removed) = self.write(&targets, entries).await?;
+        // Only a delegate that is gone cannot write to the disks any more.
+        removed?;
+        // From this entry on the disks are kept, whatever happens; what is left to do is taking our mark off.
         self.record(entries, Entry::Restored)?;
+        for target in &targets {
+            cleanup::hand_over(&self.run.pool, &target.uuid).await?;
+        }
         self.report(&request, targets, outcome, started);
         Ok(())
     }
@@ -132,7 +132,11 @@ impl Job<'_> {
         Ok(Target { disk, vdi, uuid, device: ByteCount::new(record.virtual_size) })
     }
 
-    async fn write(&self, targets: &[Target], entries: &mut Vec<Entry>) -> Result<Outcome, Failure> {
+    async fn write(
+        &self,
+        targets: &[Target],
+        entries: &mut Vec<Entry>,
+    ) -> Result<(Outcome, Result<()>), Failure> {
         let positions = (FIRST_POSITION..).zip(targets);
         let attachments: Vec<_> = positions
             .clone()
@@ -150,15 +154,6 @@ impl Job<'_> {
                 .collect(),
         };
         self.serve(work, vec![None; targets.len()], &attachments, None, entries).await
-    }
-
-    /// Takes our mark off a whole VDI: it belongs to the user now.
-    async fn hand_over(&self, target: &Target) -> Result<()> {
-        for key in [TAG_JOB, TAG_OWNER] {
-            let removed = self.run.pool.client.remove_from_other_config(&target.vdi, key).await;
-            removed.context(|| format!("hand over VDI {}", target.uuid))?;
-        }
-        Ok(())
     }
 
     fn report(&self, request: &Request, targets: Vec<Target>, outcome: Outcome, started: Instant) {
