@@ -14,9 +14,13 @@ use std::sync::Arc;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0 done   1 a job failed   2 wrong usage   3 no such VM, pool or restore point   4 credentials refused
-  5 pool unreachable   6 certificate not trusted or changed   7 template missing or of another version
-  8 store unusable   9 store full   10 damaged data   11 leftovers in the pool   130 stopped by a signal";
+  0  done                                    7  template missing or of another version
+  1  a job failed                            8  store unusable
+  2  wrong usage                             9  store full
+  3  no such VM, pool or restore point      10  damaged data
+  4  credentials refused                    11  leftovers in the pool
+  5  pool unreachable                      130  stopped by a signal
+  6  certificate not trusted or changed";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]
