@@ -1,9 +1,13 @@
 //! The command line: what was typed, and which part does it.
 
 mod commands;
+mod jobs;
+mod pools;
+mod templates;
 
 use crate::config::State;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
+use crate::pool::Pool;
 use crate::report::Report;
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
@@ -11,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use xapi::{Ref, Sr};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -270,6 +275,31 @@ struct Session {
     default_store: bool,
     report: Arc<Report>,
     json: bool,
+}
+
+async fn connect(session: &Session, name: Option<&str>) -> Result<Pool> {
+    Pool::connect(&session.state, session.state.pool(name)?).await
+}
+
+/// A storage repository by name or uuid, or the pool's default.
+async fn find_sr(pool: &Pool, wanted: Option<&str>) -> Result<Ref<Sr>> {
+    let Some(wanted) = wanted else {
+        let (_, record) = pool.client.pool().await.context(|| "ask for the pool".into())?;
+        if record.default_sr.is_null() {
+            return Err(Error::new(Kind::NotFound, "the pool has no default storage repository")
+                .remedy("name one with --sr"));
+        }
+        return Ok(record.default_sr);
+    };
+    let srs = pool.client.get_all_records::<Sr>().await.context(|| "list storage".into())?;
+    let mut found = srs.into_iter().filter(|(_, sr)| sr.uuid.as_str() == wanted || sr.name_label == wanted);
+    match (found.next(), found.next()) {
+        (Some((reference, _)), None) => Ok(reference),
+        (None, _) => Err(Error::new(Kind::NotFound, format!("no storage repository is named '{wanted}'"))
+            .remedy("see `xe sr-list`")),
+        _ => Err(Error::new(Kind::NotFound, format!("more than one storage repository is named '{wanted}'"))
+            .remedy("give its uuid")),
+    }
 }
 
 /// Runs the command line of this process.

@@ -1,0 +1,174 @@
+//! `abd pool`: which pools are known, and which certificates are trusted.
+
+use super::{PoolAddArgs, PoolCommand, Session};
+use crate::config::PoolConfig;
+use crate::error::{Context, Error, Kind, Result};
+use crate::pool::{connect_with, parse_endpoint};
+use crate::reconcile;
+use crate::report::table;
+use base64::Engine as _;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use xapi::{Credentials, Endpoint, Fingerprint};
+
+/// Port of XAPI on every host.
+const HTTPS_PORT: u16 = 443;
+
+pub(super) async fn run(session: &Session, command: PoolCommand) -> Result<()> {
+    match command {
+        PoolCommand::Add(args) => pool_add(session, args).await,
+        PoolCommand::List => pool_list(session),
+        PoolCommand::Remove { name } => pool_remove(session, &name),
+    }
+}
+
+async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
+    let mut pools = session.state.pools()?;
+    let (endpoint, text) = match &args.url {
+        Some(url) => (parse_endpoint(url)?, url.clone()),
+        None => (Endpoint::Unix(args.socket.clone()), format!("unix:{}", args.socket.display())),
+    };
+    let mut certificates = BTreeMap::new();
+    if let Endpoint::Https { .. } = endpoint {
+        let fingerprint = trust(&endpoint, args.fingerprint.as_deref(), session.json).await?;
+        certificates.insert(endpoint.address(), fingerprint.to_string());
+    }
+    let password_file = match args.password_file {
+        Some(path) => Some(std::path::absolute(&path).map_err(|error| {
+            Error::new(Kind::Usage, format!("cannot find {}", path.display())).because(error)
+        })?),
+        None => None,
+    };
+    let local = matches!(endpoint, Endpoint::Unix(_));
+    let mut config = PoolConfig {
+        name: args.name.clone().unwrap_or_default(),
+        uuid: String::new(),
+        endpoint: text,
+        user: if local { String::new() } else { args.user },
+        password_file,
+        certificates,
+        advertise: args.advertise,
+        listen: args.listen,
+        network: args.network,
+    };
+    let credentials = if local {
+        Credentials::Local
+    } else {
+        Credentials::Password { user: config.user.clone(), password: config.password()? }
+    };
+    let client = connect_with(endpoint, credentials, &config.certificates).await?;
+    let found = client.pool().await;
+    if !local {
+        pin_hosts(&client, &mut config.certificates).await;
+    }
+    if let Err(error) = client.close().await {
+        tracing::warn!("cannot log out: {error}");
+    }
+    let (_, record) = found.context(|| "ask for the pool".into())?;
+    config.uuid = record.uuid.to_string();
+    if config.name.is_empty() {
+        config.name =
+            if record.name_label.trim().is_empty() { "pool".into() } else { record.name_label.clone() };
+    }
+    if let Some(present) = pools.iter().find(|pool| pool.name == config.name || pool.uuid == config.uuid) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("pool '{}' ({}) is known already", present.name, present.uuid),
+        )
+        .remedy(format!("remove it first: abd pool remove {}", present.name)));
+    }
+    let (name, uuid) = (config.name.clone(), config.uuid.clone());
+    pools.push(config);
+    session.state.save_pools(pools)?;
+    session.report.answer(&json!({"name": name, "uuid": uuid}), || {
+        format!("pool '{name}' ({uuid}) added; next: abd template import FILE.xva")
+    });
+    Ok(())
+}
+
+/// Records the certificates of all hosts of the pool, as the trusted one tells them: a call may be redirected to any of
+/// them, and any may become the coordinator. Hosts that do not tell are left out.
+async fn pin_hosts(client: &xapi::Client, certificates: &mut BTreeMap<String, String>) {
+    let hosts = match client.get_all_records::<xapi::Host>().await {
+        Ok(hosts) => hosts,
+        Err(error) => return tracing::warn!("only one certificate is recorded: {error}"),
+    };
+    for (reference, host) in hosts {
+        let asked = client.call("host.get_server_certificate", vec![reference.as_str().into()]).await;
+        let der = asked.ok().and_then(|value| pem_to_der(value.as_str()?));
+        let Some(der) = der.filter(|_| !host.address.is_empty()) else { continue };
+        let address = Endpoint::Https { host: host.address.clone(), port: HTTPS_PORT }.address();
+        certificates.entry(address).or_insert_with(|| pin::Fingerprint::of(&der).to_string());
+    }
+}
+
+/// The bytes of the first certificate in PEM text.
+fn pem_to_der(pem: &str) -> Option<Vec<u8>> {
+    let body = pem.split_once("-----BEGIN CERTIFICATE-----")?.1.split_once("-----END CERTIFICATE-----")?.0;
+    let packed: String = body.split_whitespace().collect();
+    base64::engine::general_purpose::STANDARD.decode(packed).ok()
+}
+
+/// The certificate to pin: the one that was named, or the one that a person confirms.
+async fn trust(endpoint: &Endpoint, named: Option<&str>, json: bool) -> Result<Fingerprint> {
+    if let Some(text) = named {
+        return text.parse().map_err(|_| {
+            Error::new(Kind::Usage, format!("'{text}' is not a SHA-256 fingerprint"))
+                .remedy("give 64 hexadecimal digits, with or without colons")
+        });
+    }
+    let found = xapi::probe(endpoint).await?;
+    let address = endpoint.address();
+    if json || !std::io::stdin().is_terminal() {
+        return Err(Error::new(
+            Kind::Certificate,
+            format!("the certificate of {address} is not trusted yet: {found}"),
+        )
+        .remedy(format!("compare it on the host, then add --fingerprint {found}")));
+    }
+    eprintln!("{address} shows a certificate with the SHA-256 fingerprint\n  {found}");
+    eprintln!(
+        "Compare it on the host: openssl x509 -in /etc/xensource/xapi-ssl.pem -noout -fingerprint -sha256"
+    );
+    eprint!("Trust it? [y/N] ");
+    std::io::stderr().flush().map_err(|error| Error::new(Kind::Usage, "cannot ask").because(error))?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| Error::new(Kind::Usage, "cannot ask").because(error))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(found);
+    }
+    Err(Error::new(Kind::Certificate, format!("the certificate of {address} was not trusted")))
+}
+
+fn pool_list(session: &Session) -> Result<()> {
+    let pools = session.state.pools()?;
+    session.report.answer(&json!({"pools": pools}), || {
+        let rows: Vec<_> = pools
+            .iter()
+            .map(|pool| vec![pool.name.clone(), pool.endpoint.clone(), pool.user.clone(), pool.uuid.clone()])
+            .collect();
+        table(&["NAME", "ENDPOINT", "USER", "UUID"], &rows)
+    });
+    Ok(())
+}
+
+fn pool_remove(session: &Session, name: &str) -> Result<()> {
+    let config = session.state.pool(Some(name))?;
+    let (live, dead) = crate::journal::scan(&session.state.journal_directory())?;
+    let dead = dead.iter().filter(|journal| reconcile::belongs_to(journal, &config.uuid)).count();
+    if dead > 0 || !live.is_empty() {
+        let message =
+            format!("{} jobs run and {dead} ended without cleaning up in pool '{name}'", live.len());
+        return Err(
+            Error::new(Kind::Leftovers, message).remedy("wait for the jobs and run `abd reconcile` first")
+        );
+    }
+    let mut pools = session.state.pools()?;
+    pools.retain(|pool| pool.name != name);
+    session.state.save_pools(pools)?;
+    session.report.answer(&json!({"removed": name}), || format!("pool '{name}' forgotten"));
+    Ok(())
+}
