@@ -91,7 +91,10 @@ fn a_connection_that_is_cut_in_the_middle() {
     run.until_working();
     lab.post(&format!("/lab/guest/{}/link?up=0", lab.delegate()), None);
     let text = run.finish().fails_with(1);
-    assert!(text.contains("the delegate of victim"), "{text}");
+    assert!(
+        text.contains("the delegate of victim") && text.contains("the connection between them was cut"),
+        "{text}"
+    );
     println!("said: {text}");
     assert_recovers(&lab, &vm, &before);
 }

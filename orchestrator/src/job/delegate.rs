@@ -18,6 +18,10 @@ const HALT_LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the service's queue of events may be silent before it counts as empty.
 const QUEUE_PAUSE: Duration = Duration::from_millis(200);
+/// What PID 1 of a delegate says when its worker got nowhere.
+const CODE_WATCHDOG: &str = "watchdog";
+/// A delegate reports every second; this long without a word is no chance.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Events of one VM that may wait: it changes a few times a second at most.
 const EVENT_QUEUE: usize = 64;
 /// Pause before the events of a delegate are asked for again after the pool did not answer.
@@ -66,6 +70,8 @@ struct Watch {
     refused: Option<(String, String)>,
     started: Instant,
     halt_by: Option<Instant>,
+    /// How long it has not been heard, as of the last look.
+    silence: Option<Duration>,
 }
 
 impl Job<'_> {
@@ -300,6 +306,7 @@ impl Job<'_> {
             return Ok(());
         }
         let settings = &self.run.settings;
+        watch.silence = handle.last_contact().map(|contact| contact.elapsed());
         match handle.last_contact() {
             None if watch.started.elapsed() > settings.boot_limit => {
                 Err(watch.ended(self, &format!("did not call within {} s", settings.boot_limit.as_secs())))
@@ -368,6 +375,7 @@ impl Watch {
             refused: None,
             started: Instant::now(),
             halt_by: None,
+            silence: None,
         }
     }
 
@@ -395,7 +403,15 @@ impl Watch {
 
     /// The failure of a delegate that ended early: its own words where it left some.
     fn ended(&mut self, job: &Job<'_>, how: &str) -> Failure {
-        if let Some((code, message)) = self.error.take().or(self.refused.take()) {
+        if let Some((code, mut message)) = self.error.take().or(self.refused.take()) {
+            // It cannot tell a cut connection from a dead orchestrator; from here the two differ.
+            if let Some(silence) = self.silence.filter(|silence| code == CODE_WATCHDOG && *silence > SILENCE)
+            {
+                message.push_str(&format!(
+                    "; it was not heard for its last {} s: the connection between them was cut",
+                    silence.as_secs()
+                ));
+            }
             return failed(job, &code, &message);
         }
         let last = if self.state.is_empty() {
