@@ -4,9 +4,12 @@
 
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 
 const [modules, url, user, password] = process.argv.slice(2)
-const { createClient } = createRequire(join(modules, 'package.json'))('xen-api')
+// Debian 12's Node 18 cannot require() a module of this kind: its path is looked up, and then imported.
+const path = createRequire(join(modules, 'package.json')).resolve('xen-api')
+const { createClient } = await import(pathToFileURL(path))
 
 const client = createClient({
   url,
