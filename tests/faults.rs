@@ -121,7 +121,7 @@ fn a_run_that_is_interrupted_cleans_up() {
     let before = lab.inventory();
     let mut run = lab.spawn(&["backup", "victim"]);
     run.until_working();
-    let killed = std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status();
+    let killed = std::process::Command::new("sh").args(["-c", &format!("kill -INT {}", run.id())]).status();
     assert!(killed.expect("kill runs").success());
     let text = run.finish().fails_with(130);
     assert!(text.contains("stopped on request"), "{text}");
