@@ -28,6 +28,12 @@ pub enum Kind {
     Damaged,
     /// Objects of ours are still in the pool.
     Leftovers,
+    /// There was nothing to do: no VM was selected, or every job was skipped.
+    NothingDone,
+    /// Changes that the pool did not list: earlier restore points may be wrong.
+    Alarm,
+    /// Another process does the same at this moment.
+    Locked,
     /// Stopped by a signal.
     Cancelled,
 }
@@ -47,6 +53,9 @@ impl Kind {
             Kind::StoreFull => 9,
             Kind::Damaged => 10,
             Kind::Leftovers => 11,
+            Kind::NothingDone => 12,
+            Kind::Alarm => 13,
+            Kind::Locked => 14,
             Kind::Cancelled => 130,
         }
     }

@@ -19,5 +19,6 @@ pub mod pool;
 pub mod reconcile;
 pub mod report;
 pub mod retry;
+pub mod spec;
 pub mod template;
 pub mod tracking;
