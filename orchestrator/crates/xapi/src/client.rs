@@ -227,7 +227,14 @@ impl Client {
         timeout: Duration,
     ) -> Result<Value> {
         let call = Call { method, params: &params, mutating: !is_read(method) };
-        self.observed(&call, self.call_on_link(method, &params, timeout)).await
+        self.observed(&call, self.call_on_link(method, Arguments::Given(&params), timeout)).await
+    }
+
+    /// A call about the session it is made with. The session is no parameter that an observer may see.
+    pub(crate) async fn call_on_own_session(&self, method: &str) -> Result<Value> {
+        let call = Call { method, params: &[], mutating: !is_read(method) };
+        let arguments = Arguments::OwnSession;
+        self.observed(&call, self.call_on_link(method, arguments, self.timeouts().call)).await
     }
 
     /// Runs something under the observer's eyes.
@@ -239,9 +246,9 @@ impl Client {
         observe(self.0.options.observer.as_deref(), call, work).await
     }
 
-    async fn call_on_link(&self, method: &str, params: &[Value], timeout: Duration) -> Result<Value> {
+    async fn call_on_link(&self, method: &str, arguments: Arguments<'_>, timeout: Duration) -> Result<Value> {
         let link = self.link().await?;
-        let error = match self.exchange(&link, method, &with_session(&link, params), timeout).await {
+        let error = match self.exchange(&link, method, &arguments.for_link(&link), timeout).await {
             Err(error) => error,
             done => return done,
         };
@@ -254,7 +261,7 @@ impl Client {
             return Err(error);
         }
         let link = self.link().await?;
-        self.exchange(&link, method, &with_session(&link, params), timeout).await
+        self.exchange(&link, method, &arguments.for_link(&link), timeout).await
     }
 
     /// The connection, with a fresh session if the old one was lost.
@@ -293,10 +300,24 @@ impl Client {
     }
 }
 
-fn with_session(link: &Link, params: &[Value]) -> Vec<Value> {
-    let mut all = vec![Value::from(link.session.as_str())];
-    all.extend_from_slice(params);
-    all
+/// What follows the session in a call's parameters.
+#[derive(Clone, Copy)]
+enum Arguments<'a> {
+    /// These.
+    Given(&'a [Value]),
+    /// The session once more, as the object that the call is about.
+    OwnSession,
+}
+
+impl Arguments<'_> {
+    /// All parameters of a call over this link.
+    fn for_link(self, link: &Link) -> Vec<Value> {
+        let session = Value::from(link.session.as_str());
+        match self {
+            Self::OwnSession => vec![session.clone(), session],
+            Self::Given(params) => std::iter::once(session).chain(params.iter().cloned()).collect(),
+        }
+    }
 }
 
 async fn observed_log_in(options: &Options, endpoint: &Endpoint) -> Result<Link> {

@@ -47,8 +47,16 @@ pub enum Kind {
     BadState,
     /// The storage is full.
     NoSpace,
+    /// The disk has as many snapshots behind it as the storage can take; it must merge some first.
+    ChainTooLong,
+    /// The storage has lost the disk.
+    Missing,
+    /// The guest could not bring its file systems to rest; a snapshot without that may still be taken.
+    Quiesce,
     /// No host has enough memory, or none can run the VM.
     NoHost,
+    /// The host that must do it is down, starting, or cut off from its pool.
+    HostAway,
     /// The pool's licence forbids it.
     License,
     /// The host or the storage does not know this call.
@@ -146,7 +154,21 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody doing something.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.0.kind, Kind::InUse | Kind::SessionInvalid | Kind::Unreachable | Kind::Timeout)
+        matches!(
+            self.0.kind,
+            Kind::InUse | Kind::HostAway | Kind::SessionInvalid | Kind::Unreachable | Kind::Timeout
+        )
+    }
+
+    /// Whether a disk's change log is damaged: nothing can be listed from it any more.
+    pub fn is_cbt_inconsistent(&self) -> bool {
+        self.0.code == "SR_BACKEND_FAILURE_459"
+    }
+
+    /// Whether two disks have no unbroken change log between them: tracking was off in between, one is not
+    /// tracked, or they are in the wrong order.
+    pub fn is_cbt_unrelated(&self) -> bool {
+        self.0.code == "SR_BACKEND_FAILURE_460"
     }
 
     fn sentence(&self) -> String {
@@ -199,11 +221,24 @@ fn classify(code: &str, params: &[String]) -> (Kind, String) {
             with_raw(Kind::InUse, "the disk is in use")
         }
         "OTHER_OPERATION_IN_PROGRESS" => with_raw(Kind::InUse, "another operation on the object is running"),
-        "TOO_MANY_PENDING_TASKS" => with_raw(Kind::InUse, "the pool has too many tasks running"),
+        "TOO_MANY_PENDING_TASKS" | "TOO_BUSY" => with_raw(Kind::InUse, "the pool has too much to do"),
         "VM_BAD_POWER_STATE" => {
             (Kind::BadState, format!("VM {} must be {}, but it is {}", at(0), at(1), at(2)))
         }
         "SR_BACKEND_FAILURE_44" | "SR_FULL" => with_raw(Kind::NoSpace, "no space left on the storage"),
+        "SR_BACKEND_FAILURE_109" => with_raw(
+            Kind::ChainTooLong,
+            "the disk has too many snapshots behind it; the storage must merge some first",
+        ),
+        "VDI_MISSING" => with_raw(Kind::Missing, "the storage has lost the disk"),
+        "HOST_OFFLINE" | "HOST_NOT_LIVE" => with_raw(Kind::HostAway, "the host is down"),
+        "CANNOT_CONTACT_HOST" | "HOST_UNKNOWN_TO_MASTER" | "HOST_MASTER_CANNOT_TALK_BACK" => {
+            with_raw(Kind::HostAway, "the pool cannot reach the host")
+        }
+        "HOST_STILL_BOOTING" => with_raw(Kind::HostAway, "the host is starting"),
+        "HOST_IN_EMERGENCY_MODE" | "HOST_HAS_NO_MANAGEMENT_IP" => {
+            with_raw(Kind::HostAway, "the host is cut off from its pool")
+        }
         "HOST_NOT_ENOUGH_FREE_MEMORY" => with_raw(Kind::NoHost, "the host has too little free memory"),
         "NO_HOSTS_AVAILABLE" => with_raw(Kind::NoHost, "no host can run the VM"),
         "VM_REQUIRES_SR" => with_raw(Kind::NoHost, "the host cannot reach the storage of a disk"),
@@ -211,13 +246,20 @@ fn classify(code: &str, params: &[String]) -> (Kind, String) {
         "LICENSE_RESTRICTION" | "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" => {
             with_raw(Kind::License, "the pool's licence does not include this")
         }
-        "MESSAGE_METHOD_UNKNOWN" => with_raw(Kind::NotSupported, "this host does not know the call"),
+        "MESSAGE_METHOD_UNKNOWN" | "MESSAGE_REMOVED" => {
+            with_raw(Kind::NotSupported, "this host does not know the call")
+        }
         "MESSAGE_PARAMETER_COUNT_MISMATCH" => {
             with_raw(Kind::NotSupported, "this host knows the call with other parameters")
         }
         "SR_OPERATION_NOT_SUPPORTED" => with_raw(Kind::NotSupported, "this storage cannot do it"),
         "NOT_IMPLEMENTED" | "VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED" | "SR_BACKEND_FAILURE_66" => {
             with_raw(Kind::NotSupported, "not supported here")
+        }
+        "VM_SNAPSHOT_WITH_QUIESCE_FAILED"
+        | "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT"
+        | "VM_SNAPSHOT_WITH_QUIESCE_PLUGIN_DEOS_NOT_RESPOND" => {
+            with_raw(Kind::Quiesce, "the guest did not bring its file systems to rest")
         }
         "TASK_CANCELLED" => (Kind::Cancelled, "the task was cancelled".to_owned()),
         "VM_SHUTDOWN_TIMEOUT" | "VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT" => {
@@ -244,6 +286,8 @@ fn classify(code: &str, params: &[String]) -> (Kind, String) {
         | "DEVICE_ALREADY_DETACHED"
         | "DEVICE_ALREADY_EXISTS"
         | "DISK_VBD_MUST_BE_READWRITE_FOR_HVM"
+        | "HOST_IS_LIVE"
+        | "DOMAIN_EXISTS"
         | "SR_HAS_NO_PBDS" => with_raw(Kind::BadState, "the object's state does not allow it"),
         _ => (Kind::Other, format!("the pool reports {}", raw())),
     }
@@ -280,6 +324,28 @@ mod tests {
         );
         assert!(xapi("VDI_IN_USE", &["OpaqueRef:1"]).is_retryable());
         assert!(!xapi("LICENSE_RESTRICTION", &["CBT"]).is_retryable());
-        assert_eq!(xapi("MESSAGE_METHOD_UNKNOWN", &["VDI.enable_cbt"]).kind(), &Kind::NotSupported);
+        for unknown in ["MESSAGE_METHOD_UNKNOWN", "MESSAGE_REMOVED"] {
+            assert_eq!(xapi(unknown, &["VDI.enable_cbt"]).kind(), &Kind::NotSupported);
+        }
+        let table = [
+            ("SR_BACKEND_FAILURE_109", Kind::ChainTooLong),
+            ("SR_BACKEND_FAILURE_46", Kind::InUse),
+            ("VDI_MISSING", Kind::Missing),
+            ("VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT", Kind::Quiesce),
+            // The misspelling is XAPI's.
+            ("VM_SNAPSHOT_WITH_QUIESCE_PLUGIN_DEOS_NOT_RESPOND", Kind::Quiesce),
+            ("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", Kind::NotSupported),
+            ("HOST_OFFLINE", Kind::HostAway),
+            ("CANNOT_CONTACT_HOST", Kind::HostAway),
+            ("HOST_STILL_BOOTING", Kind::HostAway),
+            ("TOO_MANY_PENDING_TASKS", Kind::InUse),
+        ];
+        for (code, kind) in table {
+            assert_eq!(xapi(code, &[]).kind(), &kind, "{code}");
+        }
+        let (inconsistent, unrelated) =
+            (xapi("SR_BACKEND_FAILURE_459", &[]), xapi("SR_BACKEND_FAILURE_460", &[]));
+        assert!(inconsistent.is_cbt_inconsistent() && !inconsistent.is_cbt_unrelated());
+        assert!(unrelated.is_cbt_unrelated() && !unrelated.is_cbt_inconsistent());
     }
 }

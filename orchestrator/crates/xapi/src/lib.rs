@@ -55,9 +55,9 @@ pub use handlers::Upload;
 pub use observer::{Call, Observer, Verdict};
 pub use record::{Class, FromValue, Ref, StringMap, Uuid};
 pub use records::{
-    DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, Pool, PowerState, Sr, Task, TaskStatus, Vbd,
-    VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
+    DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, Pool, PowerState, Session, Sr, Task,
+    TaskStatus, Vbd, VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
 };
 pub use tls::{Fingerprint, PinLookup, probe};
-pub use value::Value;
+pub use value::{Value, timestamp};
 pub use vhd::VhdHead;

@@ -38,6 +38,10 @@ classes! {
         name_description: String = "name_description",
         master: Ref<Host> = "master",
         default_sr: Ref<Sr> = "default_SR",
+        suspend_image_sr: Ref<Sr> = "suspend_image_SR",
+        ha_enabled: bool = "ha_enabled",
+        /// What the licence forbids: `restrict_<feature>` to `true` or `false`.
+        restrictions: StringMap = "restrictions",
         other_config: StringMap = "other_config",
         tags: Vec<String> = "tags",
     }
@@ -61,17 +65,21 @@ classes! {
         pbds: Vec<Ref<Pbd>> = "PBDs",
         pifs: Vec<Ref<Pif>> = "PIFs",
         allowed_operations: Vec<String> = "allowed_operations",
+        suspend_image_sr: Ref<Sr> = "suspend_image_sr",
         other_config: StringMap = "other_config",
+        tags: Vec<String> = "tags",
     }
 
-    /// Memory of a host.
+    /// Memory of a host, and whether its pool hears from it.
     HostMetrics = "host_metrics" {
         uuid: Uuid = "uuid",
+        /// Whether the pool hears from the host. It notices a death after some minutes.
         live: bool = "live",
         /// Bytes.
         memory_total: u64 = "memory_total",
         /// Bytes.
         memory_free: u64 = "memory_free",
+        last_updated: String = "last_updated",
     }
 
     /// A virtual machine, a template or a snapshot.
@@ -137,6 +145,7 @@ classes! {
         /// Position, a decimal number.
         userdevice: String = "userdevice",
         bootable: bool = "bootable",
+        allowed_operations: Vec<String> = "allowed_operations",
         mode: VbdMode = "mode",
         kind: VbdType = "type",
         unpluggable: bool = "unpluggable",
@@ -245,6 +254,7 @@ classes! {
         mac: String = "MAC",
         mtu: u64 = "MTU",
         management: bool = "management",
+        physical: bool = "physical",
         currently_attached: bool = "currently_attached",
         ip_configuration_mode: String = "ip_configuration_mode",
         ip: String = "IP",
@@ -267,6 +277,22 @@ classes! {
         created: String = "created",
         finished: String = "finished",
         resident_on: Ref<Host> = "resident_on",
+        allowed_operations: Vec<String> = "allowed_operations",
+        subtask_of: Ref<Task> = "subtask_of",
+        other_config: StringMap = "other_config",
+    }
+
+    /// A login.
+    Session = "session" {
+        uuid: Uuid = "uuid",
+        /// Whoever logs in names itself.
+        originator: String = "originator",
+        last_active: String = "last_active",
+        /// Whether it may do everything: the local root and the socket of a control domain.
+        is_local_superuser: bool = "is_local_superuser",
+        auth_user_name: String = "auth_user_name",
+        /// What the role permits, lower case, such as `vm.snapshot`; empty for a superuser.
+        rbac_permissions: Vec<String> = "rbac_permissions",
         other_config: StringMap = "other_config",
     }
 

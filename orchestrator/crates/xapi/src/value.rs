@@ -4,6 +4,7 @@
 //! [`Value::as_i64`] takes both. Dates are text in both.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 /// A value of the XAPI model.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -102,6 +103,14 @@ impl Value {
     }
 }
 
+/// A date as XAPI writes it, such as `20240420T12:00:00Z`; without a time zone it is UTC. The epoch stands for
+/// "never" and is none.
+pub fn timestamp(text: &str) -> Option<SystemTime> {
+    let zoned = text.parse::<jiff::Timestamp>().ok();
+    let moment = zoned.or_else(|| format!("{text}Z").parse().ok())?;
+    Some(SystemTime::from(moment)).filter(|moment| *moment != SystemTime::UNIX_EPOCH)
+}
+
 impl From<bool> for Value {
     fn from(value: bool) -> Self {
         Self::Bool(value)
@@ -169,6 +178,23 @@ pub(crate) mod tests {
                 proptest::collection::btree_map("[a-zA-Z_<&:/]{1,8}", inner, 0..6).prop_map(Value::Struct),
             ]
         })
+    }
+
+    #[test]
+    fn dates_are_read_in_every_form_that_xapi_writes() {
+        let noon = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_713_614_400);
+        for text in [
+            "20240420T12:00:00Z",
+            "2024-04-20T12:00:00Z",
+            "20240420T12:00:00",
+            "20240420T14:00:00+02:00",
+            "20240420T12:00:00.000Z",
+        ] {
+            assert_eq!(timestamp(text), Some(noon), "{text}");
+        }
+        for text in ["19700101T00:00:00Z", "", "yesterday", "20241320T12:00:00Z"] {
+            assert_eq!(timestamp(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -122,6 +122,48 @@ async fn records_go_out_complete() {
 }
 
 #[tokio::test]
+async fn calls_of_preflight_go_out_as_the_model_says() {
+    let peer = Peer::start(api(|method, params| {
+        let expected = match method {
+            "host.get_servertime" => json!([SESSION, "OpaqueRef:h"]),
+            "VM.assert_can_boot_here" => json!([SESSION, "OpaqueRef:1", "OpaqueRef:h"]),
+            "VM.power_state_reset" => json!([SESSION, "OpaqueRef:1"]),
+            "Async.VM.checkpoint" | "Async.VM.snapshot_with_quiesce" => json!([SESSION, "OpaqueRef:1", "s"]),
+            // The session is its own object.
+            "session.get_record" => json!([SESSION, SESSION]),
+            "task.get_record" => {
+                return Some(Ok(task_record("success", "<value>OpaqueRef:s</value>", &[])));
+            }
+            _ => return None,
+        };
+        assert_eq!(json!(params), expected, "{method}");
+        Some(match method {
+            "host.get_servertime" => Ok(json!("20240420T12:00:00Z")),
+            "VM.assert_can_boot_here" => Err(vec!["HOST_NOT_ENOUGH_FREE_MEMORY", "2", "1"]),
+            "Async.VM.checkpoint" => Ok(json!(TASK)),
+            "Async.VM.snapshot_with_quiesce" => Err(vec!["MESSAGE_REMOVED"]),
+            "session.get_record" => {
+                Ok(json!({"originator": "abd", "is_local_superuser": false, "rbac_permissions": ["vm.snapshot"]}))
+            }
+            _ => Ok(json!("")),
+        })
+    }))
+    .await;
+    let client = client(&peer).await;
+    let (vm, host) = (Ref::<Vm>::from_opaque("OpaqueRef:1"), Ref::from_opaque("OpaqueRef:h"));
+    let time = client.host_get_servertime(&host).await.expect("a time");
+    assert_eq!(Some(time), xapi::timestamp("20240420T12:00:00Z"));
+    let error = client.vm_assert_can_boot_here(&vm, &host).await.expect_err("scripted");
+    assert_eq!(error.kind(), &Kind::NoHost);
+    client.vm_power_state_reset(&vm).await.expect("reset");
+    assert_eq!(client.vm_checkpoint(&vm, "s").await.expect("checkpoint").as_str(), "OpaqueRef:s");
+    let error = client.vm_snapshot_with_quiesce(&vm, "s").await.expect_err("removed in 8.1");
+    assert_eq!(error.kind(), &Kind::NotSupported);
+    let session = client.session().await.expect("our session");
+    assert_eq!((session.originator.as_str(), session.rbac_permissions.len()), ("abd", 1));
+}
+
+#[tokio::test]
 async fn events_are_typed_and_lost_ones_are_announced() {
     let peer = Peer::start(api(|method, params| {
         if method != "event.from" {

@@ -1,5 +1,6 @@
 //! Typed calls: those of every class here, those of one class in the modules.
 
+mod host;
 mod network;
 mod storage;
 mod task;
@@ -11,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::record::{Class, FromValue, Ref, Uuid, expect, expect_record};
-use crate::records::{Pool, Records};
+use crate::records::{Pool, Records, Session};
 use crate::value::Value;
 
 pub use network::VifCreate;
@@ -85,6 +86,12 @@ impl Client {
     pub async fn pool(&self) -> Result<(Ref<Pool>, Pool)> {
         let none = || Error::new(Kind::Protocol, "pool.get_all_records", "the pool lists no pool");
         self.get_all_records::<Pool>().await?.into_iter().next().ok_or_else(none)
+    }
+
+    /// Our own session: what the role permits, among others.
+    pub async fn session(&self) -> Result<Session> {
+        const METHOD: &str = "session.get_record";
+        expect_record(METHOD, &self.call_on_own_session(METHOD).await?)
     }
 
     /// A call with a result.

@@ -42,6 +42,18 @@ impl Client {
         self.run("VM.snapshot", params).await
     }
 
+    /// Snapshots a VM whose guest is asked to bring its file systems to rest first. Hosts since XenServer 8.1
+    /// cannot do that any more: [`Kind::NotSupported`](crate::Kind::NotSupported).
+    pub async fn vm_snapshot_with_quiesce(&self, vm: &Ref<Vm>, name: &str) -> Result<Ref<Vm>> {
+        self.run("VM.snapshot_with_quiesce", vec![vm.into(), name.into()]).await
+    }
+
+    /// Snapshots a running VM with its memory: the snapshot is suspended and has a `suspend_VDI`. The guest
+    /// stands still while its memory is written.
+    pub async fn vm_checkpoint(&self, vm: &Ref<Vm>, name: &str) -> Result<Ref<Vm>> {
+        self.run("VM.checkpoint", vec![vm.into(), name.into()]).await
+    }
+
     /// Clones a halted VM or a template with its disks.
     pub async fn vm_clone(&self, vm: &Ref<Vm>, name: &str) -> Result<Ref<Vm>> {
         self.run("VM.clone", vec![vm.into(), name.into()]).await
@@ -82,6 +94,12 @@ impl Client {
         self.perform("VM.hard_shutdown", vec![vm.into()]).await
     }
 
+    /// Declares a VM halted in the database and does nothing else. Right only where its host is dead for
+    /// certain: a VM that still runs somewhere would go on using its disks.
+    pub async fn vm_power_state_reset(&self, vm: &Ref<Vm>) -> Result<()> {
+        self.act("VM.power_state_reset", vec![vm.into()]).await
+    }
+
     /// Replaces `xenstore_data`. Only keys below `vm-data/` reach the guest, at its next start; while it
     /// runs the whole tree below `vm-data` is replaced.
     pub async fn vm_set_xenstore_data(&self, vm: &Ref<Vm>, entries: &StringMap) -> Result<()> {
@@ -120,6 +138,11 @@ impl Client {
     /// Sets the host a VM prefers; [`Ref::null`] for none.
     pub async fn vm_set_affinity(&self, vm: &Ref<Vm>, host: &Ref<Host>) -> Result<()> {
         self.act("VM.set_affinity", vec![vm.into(), host.into()]).await
+    }
+
+    /// Whether a VM could start on a host now; the error says why not.
+    pub async fn vm_assert_can_boot_here(&self, vm: &Ref<Vm>, host: &Ref<Host>) -> Result<()> {
+        self.act("VM.assert_can_boot_here", vec![vm.into(), host.into()]).await
     }
 
     /// Hosts on which a VM could start.
