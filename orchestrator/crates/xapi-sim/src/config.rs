@@ -1,6 +1,7 @@
 //! What a simulator is started with.
 
 use crate::flavour::Flavour;
+use crate::guest::Engine;
 use std::{path::PathBuf, time::Duration};
 
 /// Everything that can be chosen at start.
@@ -30,6 +31,8 @@ pub struct Config {
     pub shutdown_limit: Duration,
     /// How long `VDI.data_destroy` waits for the VBDs to go. Real servers: 4 s.
     pub data_destroy_wait: Duration,
+    /// What runs our delegates: VMs that are clones of the appliance's template. All other guests boot in QEMU.
+    pub delegates: Engine,
     /// Path of the Unix socket; `None` puts `xapi.sock` into `dir`.
     pub socket: Option<PathBuf>,
     /// Fixed loopback ports for HTTPS, HTTP and the lab; 0 picks free ones.
@@ -52,6 +55,7 @@ impl Config {
             shutdown_ack: Duration::from_secs(60),
             shutdown_limit: Duration::from_secs(1200),
             data_destroy_wait: Duration::from_secs(4),
+            delegates: Engine::Qemu,
             socket: None,
             ports: [0; 3],
         }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use xapi_sim::guest::{Firmware, Guest, GuestConfig, GuestDisk, GuestError, GuestEvent, GuestNic, start};
+use xapi_sim::guest::{
+    Engine, Firmware, Guest, GuestConfig, GuestDisk, GuestError, GuestEvent, GuestNic, start,
+};
 
 /// How long QEMU may take for what takes it two seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,6 +76,7 @@ impl Lab {
     fn guest(&self, name: &str, disks: Vec<GuestDisk>) -> GuestConfig {
         GuestConfig {
             name: name.to_owned(),
+            engine: Engine::Qemu,
             memory: 64 << 20,
             vcpus: 1,
             firmware: Firmware::Bios,
@@ -245,6 +248,7 @@ async fn host_of_a_guest() {
     std::fs::write(&image, boot_disk("up\n", &SLEEP)).unwrap();
     let config = GuestConfig {
         name: "orphan".to_owned(),
+        engine: Engine::Qemu,
         memory: 64 << 20,
         vcpus: 1,
         firmware: Firmware::Bios,

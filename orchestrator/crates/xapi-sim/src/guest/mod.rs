@@ -1,10 +1,11 @@
-//! A real guest for a simulated VM: QEMU, its disks, its network cable and its XenStore.
+//! A real guest for a simulated VM: its machine, its disks, its network cable and its XenStore.
 //!
-//! Owns the QEMU process and everything it needs in the work directory. The guest boots by firmware from
-//! its own disk, finds a disk by the virtio serial `vbd-<userdevice>`, and speaks XenStore's wire protocol
-//! on the virtio-serial port `abd.xenstore`.
+//! Owns the process and everything it needs in the work directory. With the engine [`Engine::Qemu`] the guest boots by
+//! firmware from its own disk, finds a disk by the virtio serial `vbd-<userdevice>`, and speaks XenStore's wire
+//! protocol on the virtio-serial port `abd.xenstore`. With [`Engine::Process`] it is the appliance's worker without a
+//! machine around it.
 //!
-//! Promises: no QEMU outlives the simulator or the [`Guest`] that stands for it; a [`Guest`] that was
+//! Promises: no guest process outlives the simulator or the [`Guest`] that stands for it; a [`Guest`] that was
 //! started sends [`GuestEvent::Exited`] exactly once, after the last change the guest made; a start that
 //! fails leaves no process and sends nothing. Nothing the guest does can stop the simulator.
 //!
@@ -14,6 +15,7 @@
 //! Environment: `ABD_QEMU` names the QEMU to use instead of the first `qemu-system-x86_64` in `PATH` (a
 //! wrapper script has to `exec` it), `ABD_OVMF` the firmware of UEFI guests.
 
+mod delegate;
 mod process;
 mod qemu;
 mod qmp;
@@ -26,18 +28,32 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::Signal;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use qmp::Qmp;
 use xenstore::Shared;
 
+pub use delegate::{SUBCOMMAND as DELEGATE_SUBCOMMAND, run as run_delegate};
 pub use xenstore::device_number;
 
 /// Smallest memory a guest is started with; below it no firmware loads a kernel.
 const MEMORY_MIN: u64 = 32 << 20;
 /// Sizes of disks are whole sectors of this many bytes.
 const SECTOR_SIZE: u64 = 512;
+
+/// What runs a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// An emulated machine that boots the guest's own disk.
+    Qemu,
+    /// The appliance's worker as a process. Only for delegates: nothing is booted.
+    Process {
+        /// The simulator's own program, which is a delegate when called as [`DELEGATE_SUBCOMMAND`].
+        program: PathBuf,
+    },
+}
 
 /// How a guest boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +69,8 @@ pub enum Firmware {
 pub struct GuestConfig {
     /// The VM's name, for the guest's store and for people who look at processes.
     pub name: String,
+    /// What runs it.
+    pub engine: Engine,
     /// Memory in bytes.
     pub memory: u64,
     /// Number of processors.
@@ -184,11 +202,17 @@ pub struct Guest {
     pid: u32,
     domain_id: u32,
     console_log: PathBuf,
-    nics: Vec<String>,
-    qmp: Qmp,
+    reins: Reins,
     store: Arc<Shared>,
     kill: mpsc::Sender<()>,
     has_ended: watch::Receiver<bool>,
+}
+
+/// How a running guest is held.
+#[derive(Debug)]
+enum Reins {
+    Qemu { qmp: Qmp, nics: Vec<String> },
+    Process { signals: mpsc::Sender<delegate::SignalRequest> },
 }
 
 /// Starts a guest. Returns once its processors run; what happens then comes through `events`, which
@@ -197,31 +221,40 @@ pub async fn start(config: GuestConfig, events: mpsc::Sender<GuestEvent>) -> Res
     /// Domain numbers are never used twice, as on a host. The control domain has 0.
     static NEXT_DOMAIN: AtomicU32 = AtomicU32::new(1);
     check(&config)?;
-    let programs = qemu::Programs::find(config.firmware)?;
     let domain_id = NEXT_DOMAIN.fetch_add(1, Ordering::Relaxed);
     let domain = xenstore::Domain::build(domain_id, &config).map_err(|refusal| GuestError::Config {
         guest: config.name.clone(),
         what: format!("its XenStore cannot be filled: {}", refusal.name()),
     })?;
     let store = Arc::new(Shared::new(domain));
-    let started = supervisor::start(&config, &programs, Arc::clone(&store), events).await?;
+    let (pid, kill, has_ended, reins) = match &config.engine {
+        Engine::Qemu => {
+            let programs = qemu::Programs::find(config.firmware)?;
+            let started = supervisor::start(&config, &programs, Arc::clone(&store), events).await?;
+            let nics = config.nics.iter().map(qemu::nic_name).collect();
+            (started.pid, started.kill, started.has_ended, Reins::Qemu { qmp: started.qmp, nics })
+        }
+        Engine::Process { program } => {
+            let started = delegate::start(&config, program, Arc::clone(&store), events).await?;
+            (started.pid, started.kill, started.has_ended, Reins::Process { signals: started.signals })
+        }
+    };
     let guest = Guest {
         name: config.name,
-        pid: started.pid,
+        pid,
         domain_id,
         console_log: config.work_dir.join(qemu::CONSOLE_LOG),
-        nics: config.nics.iter().map(qemu::nic_name).collect(),
-        qmp: started.qmp,
+        reins,
         store,
-        kill: started.kill,
-        has_ended: started.has_ended,
+        kill,
+        has_ended,
     };
     tracing::info!(guest = guest.name, domain = domain_id, pid = guest.pid, "guest started");
     Ok(guest)
 }
 
 impl Guest {
-    /// QEMU's process number.
+    /// The process number of what runs it.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -238,10 +271,22 @@ impl Guest {
 
     /// Plugs or unplugs the network cables of all cards.
     pub async fn set_link(&self, up: bool) -> Result<(), GuestError> {
-        for nic in &self.nics {
-            self.qmp.execute("set_link", json!({ "name": nic, "up": up })).await?;
+        match &self.reins {
+            Reins::Qemu { qmp, nics } => {
+                for nic in nics {
+                    qmp.execute("set_link", json!({ "name": nic, "up": up })).await?;
+                }
+                Ok(())
+            }
+            Reins::Process { .. } => {
+                let path = delegate::LINK_KEY;
+                let store = |refusal: xenstore::Refusal| GuestError::Store {
+                    path: path.to_owned(),
+                    errno: refusal.name(),
+                };
+                self.store.write(path, delegate::link_value(up)).map_err(store)
+            }
         }
-        Ok(())
     }
 
     /// Asks the guest to power itself off, by `control/shutdown` in its store. Whether and when it does
@@ -262,12 +307,18 @@ impl Guest {
 
     /// Stops the guest's processors.
     pub async fn pause(&self) -> Result<(), GuestError> {
-        self.qmp.execute("stop", json!({})).await.map(|_| ())
+        match &self.reins {
+            Reins::Qemu { qmp, .. } => qmp.execute("stop", json!({})).await.map(|_| ()),
+            Reins::Process { signals } => signal(signals, Signal::STOP).await,
+        }
     }
 
     /// Lets the guest's processors run again.
     pub async fn resume(&self) -> Result<(), GuestError> {
-        self.qmp.execute("cont", json!({})).await.map(|_| ())
+        match &self.reins {
+            Reins::Qemu { qmp, .. } => qmp.execute("cont", json!({})).await.map(|_| ()),
+            Reins::Process { signals } => signal(signals, Signal::CONT).await,
+        }
     }
 
     /// The node `prefix` of the guest's store and all nodes below it, by path relative to the domain's
@@ -290,6 +341,12 @@ impl Guest {
             );
         }
     }
+}
+
+async fn signal(signals: &mpsc::Sender<delegate::SignalRequest>, signal: Signal) -> Result<(), GuestError> {
+    let (done, sent) = oneshot::channel();
+    signals.send((signal, done)).await.map_err(|_| GuestError::Ended)?;
+    sent.await.map_err(|_| GuestError::Ended)
 }
 
 /// Refuses what QEMU or the guest would choke on later.

@@ -1,10 +1,11 @@
-//! Starting QEMU so that it cannot outlive the simulator.
+//! Starting guests so that they cannot outlive the simulator.
 //!
-//! Owns one thread that starts every QEMU. `setpriv --pdeathsig KILL` asks the kernel to kill QEMU when its
+//! Owns one thread that starts every guest. `setpriv --pdeathsig KILL` asks the kernel to kill QEMU when its
 //! parent is gone, and to the kernel the parent is the thread that forked: a worker of an async
 //! runtime can end long before the process does, this thread cannot. So QEMU dies with the simulator,
 //! even when that is killed with SIGKILL. A simulator that dies in the few milliseconds before
-//! `setpriv` has asked leaves no QEMU either: QEMU ends when it cannot reach the control socket.
+//! `setpriv` has asked leaves no QEMU either: QEMU ends when it cannot reach the control socket. A delegate that is a
+//! process asks the kernel itself.
 
 use std::io;
 use std::process::ExitStatus;
@@ -53,14 +54,14 @@ fn starter() -> io::Result<mpsc::SyncSender<Request>> {
     Ok(sender)
 }
 
-/// How a process ended, in words.
-pub(super) fn describe(status: ExitStatus) -> String {
+/// How the process of a program ended, in words.
+pub(super) fn describe(program: &str, status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
-        (Some(0), _) => "QEMU ended".to_owned(),
-        (Some(code), _) => format!("QEMU failed with exit code {code}"),
-        (None, Some(9)) => "QEMU was killed (signal 9)".to_owned(),
-        (None, Some(signal)) => format!("QEMU died of signal {signal}"),
-        (None, None) => "QEMU ended in an unknown way".to_owned(),
+        (Some(0), _) => format!("{program} ended"),
+        (Some(code), _) => format!("{program} failed with exit code {code}"),
+        (None, Some(9)) => format!("{program} was killed (signal 9)"),
+        (None, Some(signal)) => format!("{program} died of signal {signal}"),
+        (None, None) => format!("{program} ended in an unknown way"),
     }
 }

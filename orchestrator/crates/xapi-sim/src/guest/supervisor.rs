@@ -76,14 +76,14 @@ pub(super) async fn start(
         },
         status = child.wait() => {
             let status = status.map_err(system("waiting for QEMU"))?;
-            return Err(not_started(config, process::describe(status)));
+            return Err(not_started(config, process::describe("QEMU", status)));
         }
     };
     let (qmp, qmp_events) = match power_on(config, qmp_stream).await {
         // It ended meanwhile; its own words say more than the broken connection.
         Err(GuestError::Ended) => {
             let status = child.wait().await.map_err(system("waiting for QEMU"))?;
-            return Err(not_started(config, process::describe(status)));
+            return Err(not_started(config, process::describe("QEMU", status)));
         }
         outcome => outcome?,
     };
@@ -182,7 +182,9 @@ impl Supervisor {
             tracing::error!(guest = self.name, "the guest's XenStore server panicked");
         }
         let how = match status {
-            Ok(status) => describe_end(process::describe(status), status.success(), shutdown, &self.log),
+            Ok(status) => {
+                describe_end(process::describe("QEMU", status), status.success(), shutdown, &self.log)
+            }
             Err(error) => format!("QEMU's end was not seen: {error}"),
         };
         tracing::info!(guest = self.name, how, "guest ended");
@@ -210,8 +212,8 @@ fn describe_end(how: String, is_success: bool, shutdown: Option<String>, log: &P
     }
 }
 
-/// Adds the last line of QEMU's log, where there is one.
-fn with_last_words(how: String, log: &Path) -> String {
+/// Adds the last line of the guest's log, where there is one.
+pub(super) fn with_last_words(how: String, log: &Path) -> String {
     match last_line(log) {
         Some(line) => format!("{how}: {line}"),
         None => how,

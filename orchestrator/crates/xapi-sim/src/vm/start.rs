@@ -3,7 +3,7 @@
 use super::{limits, metrics, rules};
 use crate::domain::{Domain, listen};
 use crate::failure::{Failure, Outcome};
-use crate::guest::{Firmware, GuestConfig, GuestDisk, GuestNic};
+use crate::guest::{Engine, Firmware, GuestConfig, GuestDisk, GuestNic};
 use crate::operation::Operation;
 use crate::rpc::value::{NULL, Value};
 use crate::sim::{Context, State, now};
@@ -16,6 +16,9 @@ use std::sync::Arc;
 
 /// `other_config` key of VMs that run without a process: samples that are "on" but have nothing to boot.
 pub(crate) const GUEST_KEY: &str = "lab:guest";
+/// `other_config` key by which clones of the appliance's template are known. It stands in the template's XVA, whose
+/// writer (`xva::TEMPLATE_KEY`) must not be shared with what reads it here.
+const TEMPLATE_KEY: &str = "abd:template";
 /// Memory of a control domain.
 const CONTROL_DOMAIN_BYTES: i64 = 2 << 30;
 
@@ -206,8 +209,10 @@ fn guest_config(context: &Context, state: &State, vm: &str) -> Outcome<Option<Gu
     let boot = db.map("VM", vm, "HVM_boot_params");
     let uefi = boot.get("firmware").and_then(Value::as_text) == Some("uefi");
     let uuid = db.text("VM", vm, "uuid");
+    let is_delegate = other.contains_key(TEMPLATE_KEY);
     Ok(Some(GuestConfig {
         name: db.text("VM", vm, "name_label"),
+        engine: if is_delegate { context.sim.config.delegates.clone() } else { Engine::Qemu },
         memory: u64::try_from(db.int("VM", vm, "memory_static_max")).unwrap_or_default(),
         vcpus: u32::try_from(db.int("VM", vm, "VCPUs_at_startup")).unwrap_or(1).max(1),
         firmware: if uefi { Firmware::Uefi } else { Firmware::Bios },

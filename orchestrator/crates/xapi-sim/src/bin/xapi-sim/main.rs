@@ -34,12 +34,19 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Talk to the control port of a running pool.
     Ctl(ctl::CtlArgs),
+    /// Be the delegate of a pool that runs them as processes; `serve` starts it.
+    #[command(hide = true, name = xapi_sim::guest::DELEGATE_SUBCOMMAND)]
+    Delegate {
+        /// Disks and memory, as JSON.
+        machine: String,
+    },
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Ctl(args) => ctl::run(args),
+        Command::Delegate { machine } => return xapi_sim::guest::run_delegate(&machine),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

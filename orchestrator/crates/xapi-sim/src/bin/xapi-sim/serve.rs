@@ -1,9 +1,10 @@
 //! `xapi-sim serve`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use xapi_sim::guest::Engine;
 use xapi_sim::{Config, Error, Flavour, Simulator};
 
 /// Options of `serve`.
@@ -39,6 +40,9 @@ pub(crate) struct ServeArgs {
     /// Milliseconds for which disks stay busy after their guest halted.
     #[arg(long, default_value_t = 0)]
     detach_lag_ms: u64,
+    /// What runs clones of the appliance's template.
+    #[arg(long, value_enum, default_value_t = Delegates::Qemu)]
+    delegates: Delegates,
     /// Path of the Unix socket [default: DIR/xapi.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -51,6 +55,15 @@ pub(crate) struct ServeArgs {
     /// Port of the control interface; 0 picks a free one.
     #[arg(long, default_value_t = 0)]
     lab_port: u16,
+}
+
+/// Ways to run a delegate.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Delegates {
+    /// Boot the template's own disk in an emulated machine.
+    Qemu,
+    /// Run the appliance's worker as a process: fast, but without kernel, firmware and network set-up.
+    Process,
 }
 
 impl ServeArgs {
@@ -72,6 +85,15 @@ impl ServeArgs {
         config.sr_capacity = self.sr_gib << 30;
         config.login_delay = Duration::from_secs(self.login_delay);
         config.detach_lag = Duration::from_millis(self.detach_lag_ms);
+        if matches!(self.delegates, Delegates::Process) {
+            let found = std::env::current_exe();
+            let program = found.map_err(|source| Error::File {
+                action: "find",
+                path: PathBuf::from("this program"),
+                source,
+            })?;
+            config.delegates = Engine::Process { program };
+        }
         config.socket.clone_from(&self.socket);
         config.ports = [self.https_port, self.http_port, self.lab_port];
         Ok(config)

@@ -121,6 +121,7 @@ impl Builder {
 pub(super) fn bare_config() -> GuestConfig {
     GuestConfig {
         name: "abd-test".to_owned(),
+        engine: crate::guest::Engine::Qemu,
         memory: 128 << 20,
         vcpus: 1,
         firmware: crate::guest::Firmware::Bios,

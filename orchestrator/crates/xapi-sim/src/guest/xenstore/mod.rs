@@ -22,3 +22,4 @@ mod wire;
 pub use domain::device_number;
 pub(super) use port::{Shared, serve};
 pub(super) use server::Domain;
+pub(super) use tree::Refusal;
