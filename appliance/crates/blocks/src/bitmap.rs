@@ -90,6 +90,11 @@ impl ChangedBlocks {
         bytes
     }
 
+    /// No block of the same disk.
+    pub(crate) fn same_disk(&self) -> Self {
+        Self { words: vec![0; self.words.len()], blocks: self.blocks }
+    }
+
     /// How many blocks the disk has, changed or not.
     pub fn blocks(&self) -> BlockCount {
         self.blocks
@@ -149,7 +154,12 @@ impl ChangedBlocks {
 
     /// The set as runs of neighbours, ascending.
     pub fn runs(&self) -> Runs<'_> {
-        Runs { bitmap: self, next: 0 }
+        Runs { bitmap: self, next: 0, member: true }
+    }
+
+    /// The blocks that are not in the set, in the same way.
+    pub(crate) fn gaps(&self) -> Runs<'_> {
+        Runs { bitmap: self, next: 0, member: false }
     }
 
     fn xapi_size(blocks: BlockCount) -> usize {
@@ -195,14 +205,16 @@ impl ChangedBlocks {
 pub struct Runs<'a> {
     bitmap: &'a ChangedBlocks,
     next: u64,
+    /// Whether the blocks of the set are meant, or the others.
+    member: bool,
 }
 
 impl Iterator for Runs<'_> {
     type Item = BlockRange;
 
     fn next(&mut self) -> Option<BlockRange> {
-        let start = self.bitmap.find(self.next, true)?;
-        let end = self.bitmap.find(start, false).unwrap_or(self.bitmap.blocks.get());
+        let start = self.bitmap.find(self.next, self.member)?;
+        let end = self.bitmap.find(start, !self.member).unwrap_or(self.bitmap.blocks.get());
         self.next = end;
         Some(BlockRange { start: BlockIndex::new(start), count: BlockCount::new(end - start) })
     }

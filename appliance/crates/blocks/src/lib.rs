@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bitmap;
 mod plan;
 mod units;
 
+pub use audit::Audit;
 pub use bitmap::{BitmapError, ChangedBlocks, Runs};
 pub use plan::{Read, ReadPlan};
 pub use units::{BLOCK_SIZE, BlockCount, BlockIndex, BlockRange, ByteCount, ByteOffset, MAX_DISK_SIZE};
