@@ -17,6 +17,7 @@ pub mod job;
 pub mod journal;
 pub mod pool;
 pub mod reconcile;
+pub mod references;
 pub mod report;
 pub mod retry;
 pub mod spec;
