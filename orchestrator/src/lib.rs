@@ -22,3 +22,4 @@ pub mod retry;
 pub mod spec;
 pub mod template;
 pub mod tracking;
+pub mod window;
