@@ -16,6 +16,7 @@ pub mod error;
 pub mod job;
 pub mod journal;
 pub mod pool;
+pub mod queue;
 pub mod reconcile;
 pub mod report;
 pub mod retry;
