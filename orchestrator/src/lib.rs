@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod error;
+pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod pool;

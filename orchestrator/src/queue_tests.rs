@@ -52,7 +52,7 @@ fn one_busy_storage_repository_holds_up_nobody_else() {
 #[test]
 fn a_job_that_waits_for_two_things_in_turn_gets_both() {
     let mut queue = Queue { patience: 3, ..Queue::new(Limits { max_jobs_per_host: 1, ..limits() }) };
-    let mut push = |queue: &mut Queue, storage: &[&str], hosts: &[&str]| {
+    let push = |queue: &mut Queue, storage: &[&str], hosts: &[&str]| {
         queue.push(needs(storage, hosts)).expect("possible")
     };
     let mut storage = push(&mut queue, &["a"], &[]);
