@@ -16,6 +16,7 @@ pub mod error;
 pub mod hooks;
 pub mod job;
 pub mod journal;
+pub mod lock;
 pub mod pool;
 pub mod queue;
 pub mod reconcile;
