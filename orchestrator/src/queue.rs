@@ -101,7 +101,7 @@ impl Queue {
     }
 
     /// The job that may start now, which counts as running from here on. To be called until there is none.
-    pub fn next(&mut self) -> Option<Grant> {
+    pub fn start_next(&mut self) -> Option<Grant> {
         let mut ledger = Ledger::new(&self.limits);
         for job in self.running.values() {
             ledger.take(&job.needs, job.host.as_deref());

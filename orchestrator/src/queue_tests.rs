@@ -23,7 +23,7 @@ fn needs(storage: &[&str], hosts: &[&str]) -> Needs {
 }
 
 fn started(queue: &mut Queue) -> Vec<Ticket> {
-    std::iter::from_fn(|| queue.next()).map(|grant| grant.ticket).collect()
+    std::iter::from_fn(|| queue.start_next()).map(|grant| grant.ticket).collect()
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn the_best_host_with_room_is_granted() {
     for _ in 0..5 {
         queue.push(needs(&["a"], &["own", "other"])).expect("possible");
     }
-    let hosts: Vec<_> = std::iter::from_fn(|| queue.next()).filter_map(|grant| grant.host).collect();
+    let hosts: Vec<_> = std::iter::from_fn(|| queue.start_next()).filter_map(|grant| grant.host).collect();
     assert_eq!(hosts, ["own", "own", "other", "other"]);
     assert_eq!((queue.running_count(), queue.waiting_count()), (4, 1));
 }
@@ -274,7 +274,7 @@ proptest! {
                     queue.release(ticket);
                 }
             }
-            while let Some(grant) = queue.next() {
+            while let Some(grant) = queue.start_next() {
                 model.start(&limits, grant);
             }
             model.check_head();
