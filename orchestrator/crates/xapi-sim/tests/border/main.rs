@@ -8,6 +8,7 @@
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
+//! | `freeze` | calls that are never answered, and the list of all calls |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
 
@@ -17,6 +18,7 @@ mod boots;
 mod events;
 mod fate;
 mod foreign;
+mod freeze;
 mod states;
 mod support;
 mod tracking;

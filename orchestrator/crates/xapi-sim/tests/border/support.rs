@@ -3,12 +3,15 @@
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use xapi_sim::{Config, LabClient, Simulator};
 
 pub const NULL: &str = "OpaqueRef:NULL";
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running simulator in a directory of its own.
 pub struct Lab {
@@ -106,6 +109,22 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let simulator = self.simulator.take().unwrap();
         self.runtime.block_on(simulator.shutdown());
+    }
+}
+
+/// Waits for an entry of the log and answers it.
+pub fn wait_for_log(lab: &Lab, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+    let by = Instant::now() + PATIENCE;
+    let mut since = 0;
+    loop {
+        for entry in lab.control().lines(&format!("/lab/log?since={since}")).unwrap() {
+            since = entry["seq"].as_u64().unwrap() + 1;
+            if wanted(&entry) {
+                return entry;
+            }
+        }
+        assert!(Instant::now() < by, "the log does not say it within {PATIENCE:?}");
+        std::thread::yield_now();
     }
 }
 
