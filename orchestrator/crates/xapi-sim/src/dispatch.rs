@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::faults::{Fault, When};
+use crate::lab::contents;
 use crate::rpc::{Request, json, value::Value};
 use crate::sim::{Args, Context, Sim};
 use crate::store::coerce::coerce;
@@ -125,7 +126,12 @@ async fn run(context: &Context, method: &Method, args: Args) -> Outcome<Value> {
         "session" => session::call(context, name, &args).await,
         "task" => task::call(context, name, &args),
         "event" => event::call(context, name, &args).await,
-        "VM" => vm::call(context, name, &args).await,
+        "VM" => {
+            let answer = vm::call(context, name, &args).await?;
+            let vm = args.0.first().and_then(Value::as_text).unwrap_or_default();
+            contents::note(context, name, vm, &answer).await?;
+            Ok(answer)
+        }
         "VBD" => vbd::call(context, name, &args).await,
         "VDI" => storage::vdi::call(context, name, &args).await,
         "SR" | "PBD" => storage::sr::call(context, &method.class.name, name, &args),

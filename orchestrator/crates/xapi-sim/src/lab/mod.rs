@@ -3,6 +3,7 @@
 //! Plain HTTP on loopback, JSON in and out. Nothing here exists on a real server.
 
 pub(crate) mod client;
+pub(crate) mod contents;
 mod disks;
 mod guests;
 mod inventory;

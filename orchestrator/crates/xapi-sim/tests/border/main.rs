@@ -8,6 +8,7 @@
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
+//! | `contents` | what the disks held at each snapshot |
 //! | `freeze` | calls that are never answered, and the list of all calls |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
@@ -15,6 +16,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
 mod boots;
+mod contents;
 mod events;
 mod fate;
 mod foreign;
