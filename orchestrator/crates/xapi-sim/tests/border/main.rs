@@ -6,6 +6,7 @@
 //! | `states` | which call is legal when, for VMs, VBDs and VDIs |
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
+//! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
 //! | `contents` | what the disks held at each snapshot |
@@ -17,6 +18,7 @@
 
 mod boots;
 mod contents;
+mod delegates;
 mod events;
 mod fate;
 mod foreign;
