@@ -33,6 +33,9 @@ pub struct Config {
     pub data_destroy_wait: Duration,
     /// What runs our delegates: VMs that are clones of the appliance's template. All other guests boot in QEMU.
     pub delegates: Engine,
+    /// Whether the log tells what every disk held at each snapshot of a VM; see `lab::contents`. Each snapshot then costs
+    /// one reading of its disks.
+    pub snapshot_digests: bool,
     /// Path of the Unix socket; `None` puts `xapi.sock` into `dir`.
     pub socket: Option<PathBuf>,
     /// Fixed loopback ports for HTTPS, HTTP and the lab; 0 picks free ones.
@@ -56,6 +59,7 @@ impl Config {
             shutdown_limit: Duration::from_secs(1200),
             data_destroy_wait: Duration::from_secs(4),
             delegates: Engine::Qemu,
+            snapshot_digests: false,
             socket: None,
             ports: [0; 3],
         }

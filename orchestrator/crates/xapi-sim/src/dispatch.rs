@@ -2,11 +2,12 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::faults::{Fault, When};
+use crate::lab::contents;
 use crate::rpc::{Request, json, value::Value};
 use crate::sim::{Args, Context, Sim};
 use crate::store::coerce::coerce;
 use crate::store::methods::{Action, Method, names};
-use crate::{event, generic, messages, network, pool, session, storage, task, vbd, vif, vm};
+use crate::{event, generic, messages, network, pool, session, storage, task, vbd, vif, vm, writes};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -18,12 +19,14 @@ pub(crate) enum Reply {
     Bare(Value),
     /// Nothing: cut the connection.
     Drop,
+    /// Nothing, ever: the connection stays until the client closes it.
+    Freeze,
 }
 
 /// Answers one call.
 pub(crate) async fn call(sim: &Arc<Sim>, request: Request, trusted: bool) -> Reply {
     if request.method == "system.listMethods" {
-        sim.log.add("call", json!({"method": request.method}));
+        sim.log.add("call", json!({"method": request.method, "write": false}));
         return Reply::Bare(Value::texts(names(&sim.methods)));
     }
     let (name, asynchronous) = match request.method.strip_prefix("Async.") {
@@ -42,12 +45,16 @@ pub(crate) async fn call(sim: &Arc<Sim>, request: Request, trusted: bool) -> Rep
     let fault = sim.faults().strike(&request.method);
     if let Some(fault) = &fault {
         tokio::time::sleep(fault.delay()).await;
-        if fault.drop && fault.when == When::Before {
+        if fault.drops(When::Before) {
             sim.log.add("fault", json!({"method": request.method, "what": "drop before"}));
             return Reply::Drop;
         }
+        if fault.freezes(When::Before) {
+            log_frozen(sim, &request.method, fault);
+            return Reply::Freeze;
+        }
     }
-    let drop_after = fault.as_ref().is_some_and(|f| f.drop);
+    let after = fault.clone().filter(|f| f.drops(When::After) || f.freezes(When::After));
     let prepared = prepare(sim, &method, request.params, trusted);
     let outcome = match prepared {
         Err(failure) => Err(failure),
@@ -64,7 +71,25 @@ pub(crate) async fn call(sim: &Arc<Sim>, request: Request, trusted: bool) -> Rep
             json!({"method": request.method, "session": session_uuid, "error": failure.list()}),
         );
     }
-    if drop_after { Reply::Drop } else { Reply::Outcome(outcome) }
+    match after {
+        None => Reply::Outcome(outcome),
+        Some(fault) if fault.freeze => {
+            if let (true, Ok(task)) = (asynchronous, &outcome) {
+                task::finished(sim, task.as_text().unwrap_or_default()).await;
+            }
+            log_frozen(sim, &request.method, &fault);
+            Reply::Freeze
+        }
+        Some(_) => {
+            sim.log.add("fault", json!({"method": request.method, "what": "drop after"}));
+            Reply::Drop
+        }
+    }
+}
+
+/// The moment a test waits for: what it wants of the client that will never be answered, it does now.
+pub(crate) fn log_frozen(sim: &Sim, method: &str, fault: &Fault) {
+    sim.log.add("frozen", json!({"method": method, "n": fault.seen}));
 }
 
 fn failed(sim: &Sim, method: &str, failure: Failure) -> Reply {
@@ -75,7 +100,9 @@ fn failed(sim: &Sim, method: &str, failure: Failure) -> Reply {
 /// Runs a call with the fault that strikes it.
 async fn faulty(context: &Context, method: &Method, args: Args, fault: Option<Fault>) -> Outcome<Value> {
     let Some(failure) = fault.as_ref().and_then(Fault::failure) else {
-        return run(context, method, args).await;
+        let answer = run(context, method, args).await?;
+        let double = fault.is_some_and(|f| f.double_events) && method.name == "from";
+        return Ok(if double { event::doubled(answer) } else { answer });
     };
     if fault.is_some_and(|f| f.when == When::After) {
         run(context, method, args).await?;
@@ -99,7 +126,12 @@ async fn run(context: &Context, method: &Method, args: Args) -> Outcome<Value> {
         "session" => session::call(context, name, &args).await,
         "task" => task::call(context, name, &args),
         "event" => event::call(context, name, &args).await,
-        "VM" => vm::call(context, name, &args).await,
+        "VM" => {
+            let answer = vm::call(context, name, &args).await?;
+            let vm = args.0.first().and_then(Value::as_text).unwrap_or_default();
+            contents::note(context, name, vm, &answer).await?;
+            Ok(answer)
+        }
         "VBD" => vbd::call(context, name, &args).await,
         "VDI" => storage::vdi::call(context, name, &args).await,
         "SR" | "PBD" => storage::sr::call(context, &method.class.name, name, &args),
@@ -159,6 +191,7 @@ fn log_call(sim: &Sim, request: &Request, method: Option<&Method>) -> String {
         if method.is_none() || name.contains("pwd") { json!("(hidden)") } else { json::to_json(value) }
     };
     let params: Vec<_> = request.params.iter().skip(hidden).enumerate().map(shown).collect();
-    sim.log.add("call", json!({"method": request.method, "session": uuid, "params": params}));
+    let write = writes::may_change(&request.method);
+    sim.log.add("call", json!({"method": request.method, "session": uuid, "params": params, "write": write}));
     uuid
 }

@@ -39,6 +39,7 @@ mod transfer;
 mod vbd;
 mod vif;
 mod vm;
+mod writes;
 
 pub use config::Config;
 pub use error::Error;

@@ -3,7 +3,7 @@
 use crate::dispatch::unknown;
 use crate::failure::{Failure, Outcome};
 use crate::rpc::{value::Value, xml};
-use crate::sim::{Args, Context, now};
+use crate::sim::{Args, Context, Sim, now};
 use crate::store::db::Db;
 use std::future::Future;
 
@@ -52,6 +52,17 @@ where
         finish(&inner, &reference, outcome);
     });
     task
+}
+
+/// Waits until a task is over. One that is gone is.
+pub(crate) async fn finished(sim: &Sim, task: &str) {
+    let mut changes = sim.changes.subscribe();
+    loop {
+        changes.borrow_and_update();
+        if !sim.with(|s| pending(&s.db, task)) || changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Writes the outcome into a task.

@@ -1,6 +1,6 @@
 //! Which handler a request of the API ports reaches.
 
-use super::wire::{Head, Stream, close, page, read_head, respond};
+use super::wire::{Head, Stream, close, hold, page, read_head, respond};
 use crate::dispatch::{self, Reply};
 use crate::rpc::{json, xml};
 use crate::sim::Sim;
@@ -17,11 +17,14 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, trusted: bool) -> R
     while let Some(head) = read_head(&mut stream).await? {
         let keep_alive = head.keep_alive;
         match (head.method.as_str(), head.path.as_str()) {
-            ("POST", _) => {
-                if !call(&sim, &mut stream, &head, trusted).await? {
+            ("POST", _) => match call(&sim, &mut stream, &head, trusted).await? {
+                Then::GoOn => {}
+                Then::Cut => return Ok(()),
+                Then::Hold => {
+                    hold(stream).await;
                     return Ok(());
                 }
-            }
+            },
             ("PUT", "/import" | "/import_raw_vdi") | ("GET", "/export_raw_vdi") => {
                 return transfer::serve(&sim, stream, head, trusted).await;
             }
@@ -40,16 +43,25 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, trusted: bool) -> R
     Ok(())
 }
 
-/// Answers one call; `false` cuts the connection.
-async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -> Result<bool> {
+/// What becomes of a connection after a call.
+enum Then {
+    GoOn,
+    /// Closed at once.
+    Cut,
+    /// Never used again, and open until the client closes it.
+    Hold,
+}
+
+/// Answers one call.
+async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -> Result<Then> {
     let html = [("content-type", "text/html")];
     let Some(length) = head.content_length() else {
         respond(stream, 411, &html, &page(411, "Content-Length is required"), false).await?;
-        return Ok(false);
+        return Ok(Then::Cut);
     };
     if length > MAX_CALL_BYTES {
         respond(stream, 413, &html, &page(413, "the request body is too large"), false).await?;
-        return Ok(false);
+        return Ok(Then::Cut);
     }
     let mut body = vec![0; usize::try_from(length).expect("the length is limited")];
     stream.read_exact(&mut body).await?;
@@ -59,17 +71,18 @@ async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -
     match xml::decode(&body) {
         Err(text) => {
             respond(stream, 500, &html, &page(500, &text), head.keep_alive).await?;
-            Ok(true)
+            Ok(Then::GoOn)
         }
         Ok(request) => {
             let (outcome, bare) = match dispatch::call(sim, request, trusted).await {
-                Reply::Drop => return Ok(false),
+                Reply::Drop => return Ok(Then::Cut),
+                Reply::Freeze => return Ok(Then::Hold),
                 Reply::Outcome(outcome) => (outcome, false),
                 Reply::Bare(value) => (Ok(value), true),
             };
             let answer = xml::encode(&outcome, bare);
             respond(stream, 200, &[("content-type", "text/xml")], &answer, head.keep_alive).await?;
-            Ok(true)
+            Ok(Then::GoOn)
         }
     }
 }
@@ -80,29 +93,30 @@ async fn json_call(
     head: &Head,
     body: &[u8],
     trusted: bool,
-) -> Result<bool> {
+) -> Result<Then> {
     if !sim.config.json {
         // Servers without JSON-RPC take the path for one more XML-RPC path and say so in their own encoding.
         let failure = crate::Failure::internal("the request is not XML-RPC");
         let answer = xml::encode(&Err(failure), false);
         respond(stream, 404, &[("content-type", "text/xml")], &answer, head.keep_alive).await?;
-        return Ok(true);
+        return Ok(Then::GoOn);
     }
     let envelope = match json::decode(body) {
         Ok(envelope) => envelope,
         Err(text) => {
             respond(stream, 500, &[("content-type", "text/html")], &page(500, &text), head.keep_alive)
                 .await?;
-            return Ok(true);
+            return Ok(Then::GoOn);
         }
     };
     let outcome = match dispatch::call(sim, envelope.request, trusted).await {
-        Reply::Drop => return Ok(false),
+        Reply::Drop => return Ok(Then::Cut),
+        Reply::Freeze => return Ok(Then::Hold),
         Reply::Outcome(outcome) => outcome,
         Reply::Bare(value) => Ok(value),
     };
     let old = sim.config.flavour.json2_error_array();
     let answer = json::encode(envelope.version, &envelope.id, &outcome, old);
     respond(stream, 200, &[("content-type", "application/json")], &answer, head.keep_alive).await?;
-    Ok(true)
+    Ok(Then::GoOn)
 }

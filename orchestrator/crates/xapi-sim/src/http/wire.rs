@@ -207,6 +207,12 @@ pub(crate) async fn close(mut stream: Stream) {
     let _ = timeout(DRAIN_TIME, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
 
+/// Answers nothing until the peer has closed; what it still sends is thrown away.
+pub(crate) async fn hold(mut stream: Stream) {
+    // However it ends, the peer is gone.
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+}
+
 /// A request body for code that reads from a blocking thread.
 pub(crate) struct BlockingBody {
     stream: Stream,

@@ -3,6 +3,7 @@
 //! Plain HTTP on loopback, JSON in and out. Nothing here exists on a real server.
 
 pub(crate) mod client;
+pub(crate) mod contents;
 mod disks;
 mod guests;
 mod inventory;
@@ -70,6 +71,13 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
         }
         ("GET", ["lab", "inventory"]) => Ok(Answer::Json(sim.with(|s| inventory::take(s)))),
         ("GET", ["lab", "log"]) => Ok(Answer::Lines(sim.log.since(number(head, "since")?.unwrap_or(0)))),
+        ("GET", ["lab", "calls"]) => {
+            let all = sim.log.since(number(head, "since")?.unwrap_or(0));
+            Ok(Answer::Lines(
+                all.into_iter().filter(|e| e["kind"] == "call" || e["kind"] == "http").collect(),
+            ))
+        }
+        ("GET", ["lab", "faults"]) => Ok(Answer::Json(planned(sim))),
         ("POST", ["lab", "faults"]) => {
             let wanted = json_body(head, stream).await?;
             plan(sim, wanted).map(|()| Answer::Json(json!({})))
@@ -124,6 +132,12 @@ async fn json_body(head: &Head, stream: &mut Stream) -> Outcome<Value> {
     let mut body = vec![0; usize::try_from(length).expect("the length is limited")];
     stream.read_exact(&mut body).await.map_err(|e| bad(format!("read the body: {e}")))?;
     serde_json::from_slice(&body).map_err(|e| bad(format!("the body is not the expected JSON: {e}")))
+}
+
+/// What has not struck yet, and how the switches stand.
+fn planned(sim: &Sim) -> Value {
+    let faults = sim.faults();
+    json!({"planned": faults.planned(), "dhcp": faults.dhcp, "cbt_licensed": faults.cbt_licensed})
 }
 
 /// Faults and switches; several may stand in one object.

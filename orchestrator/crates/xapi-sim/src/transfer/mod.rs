@@ -11,9 +11,10 @@ mod tar;
 mod vhd;
 mod xva;
 
+use crate::dispatch::log_frozen;
 use crate::failure::{Failure, Outcome};
-use crate::faults::Fault;
-use crate::http::wire::{Head, Stream, close, page, respond, respond_open};
+use crate::faults::{Fault, When};
+use crate::http::wire::{Head, Stream, close, hold, page, respond, respond_open};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
 use crate::{session, task};
@@ -28,6 +29,8 @@ struct Transfer {
     context: Context,
     task: String,
     fault: Fault,
+    /// Nothing is answered: an upload that freezes after its effect.
+    silent: bool,
     /// A session made for this request alone.
     temporary: Option<String>,
 }
@@ -43,7 +46,12 @@ pub(crate) async fn serve(
     log(sim, &handler, &head);
     let fault = sim.faults().strike(&handler).unwrap_or_default();
     tokio::time::sleep(fault.delay()).await;
-    if fault.drop {
+    if fault.freezes(When::Before) {
+        log_frozen(sim, &handler, &fault);
+        hold(stream).await;
+        return Ok(());
+    }
+    if fault.drops(When::Before) {
         return Ok(());
     }
     if let Some(location) = &fault.redirect {
@@ -65,16 +73,30 @@ pub(crate) async fn serve(
     let adopted = head.param("task_id").filter(|t| sim.with(|s| s.db.exists("task", t)));
     let task = adopted.unwrap_or_else(|| task::make(&context, &handler, ""));
     let context = Context { task: Some(task.clone()), ..context };
-    let transfer = Transfer { context, task, fault, temporary };
+    let transfer = Transfer {
+        context,
+        task,
+        silent: fault.freeze && head.method == "PUT",
+        fault: fault.clone(),
+        temporary,
+    };
     let stream = transfer.run(stream, &head).await?;
-    close(stream).await;
+    if fault.freezes(When::After) {
+        log_frozen(sim, &handler, &fault);
+        hold(stream).await;
+    } else if !fault.drops(When::After) {
+        close(stream).await;
+    }
     Ok(())
 }
 
 fn log(sim: &Sim, handler: &str, head: &Head) {
     let shown = head.query.iter().filter(|(name, _)| name != "session_id").cloned();
     let query: serde_json::Map<String, serde_json::Value> = shown.map(|(k, v)| (k, v.into())).collect();
-    sim.log.add("http", json!({"method": handler, "query": query, "length": head.content_length()}));
+    sim.log.add(
+        "http",
+        json!({"method": handler, "query": query, "length": head.content_length(), "write": true}),
+    );
 }
 
 /// Session from cookie or query, else Basic with a session of its own; the Unix socket needs neither.
@@ -115,13 +137,18 @@ impl Transfer {
 
     /// Refuses before anything was accepted: a page and a failed task.
     async fn refuse(&self, mut stream: Stream, status: u16, failure: Failure) -> std::io::Result<Stream> {
-        respond(&mut stream, status, &HTML, &page(status, &failure.to_string()), false).await?;
+        if !self.silent {
+            respond(&mut stream, status, &HTML, &page(status, &failure.to_string()), false).await?;
+        }
         task::finish(&self.context, &self.task, Err(failure));
         Ok(stream)
     }
 
-    /// The headers that go out before the body is looked at.
+    /// The headers that go out before the body is looked at. A frozen export is one whose body never ends.
     async fn accept(&self, stream: &mut Stream, content_type: &str) -> std::io::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         respond_open(stream, &[("content-type", content_type), ("task-id", &self.task)]).await?;
         if self.fault.page_in_body {
             use tokio::io::AsyncWriteExt;
@@ -145,6 +172,6 @@ impl Transfer {
 
     /// Whether a planned error strikes before any effect.
     fn strikes_before(&self) -> bool {
-        self.fault.error.is_some() && self.fault.when == crate::faults::When::Before
+        self.fault.error.is_some() && self.fault.when == When::Before
     }
 }

@@ -6,17 +6,23 @@
 //! | `states` | which call is legal when, for VMs, VBDs and VDIs |
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
+//! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
+//! | `contents` | what the disks held at each snapshot |
+//! | `freeze` | calls that are never answered, and the list of all calls |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
 
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
 mod boots;
+mod contents;
+mod delegates;
 mod events;
 mod fate;
 mod foreign;
+mod freeze;
 mod states;
 mod support;
 mod tracking;

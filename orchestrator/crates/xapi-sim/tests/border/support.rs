@@ -3,12 +3,15 @@
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use xapi_sim::{Config, LabClient, Simulator};
 
 pub const NULL: &str = "OpaqueRef:NULL";
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running simulator in a directory of its own.
 pub struct Lab {
@@ -63,21 +66,7 @@ impl Lab {
 
     /// One exchange over plain HTTP; the answer's body ends with its length or the connection.
     pub fn http(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.ports().http)).unwrap();
-        let mut head = format!("{method} {target} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n");
-        if !headers.iter().any(|(n, _)| {
-            n.eq_ignore_ascii_case("content-length") || n.eq_ignore_ascii_case("transfer-encoding")
-        }) {
-            head.push_str(&format!("content-length: {}\r\n", body.len()));
-        }
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-        // A server that refuses early may close while we still send; its answer is what matters.
-        let _ = stream.write_all(body);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        read_answer(stream)
+        exchange(self.ports().http, method, target, headers, body)
     }
 
     pub fn login(&self) -> Client<'_> {
@@ -106,6 +95,42 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let simulator = self.simulator.take().unwrap();
         self.runtime.block_on(simulator.shutdown());
+    }
+}
+
+/// One exchange with a port of this machine.
+pub fn exchange(port: u16, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut head = format!("{method} {target} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n");
+    if !headers
+        .iter()
+        .any(|(n, _)| n.eq_ignore_ascii_case("content-length") || n.eq_ignore_ascii_case("transfer-encoding"))
+    {
+        head.push_str(&format!("content-length: {}\r\n", body.len()));
+    }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    // A server that refuses early may close while we still send; its answer is what matters.
+    let _ = stream.write_all(body);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    read_answer(stream)
+}
+
+/// Waits for an entry of the log and answers it.
+pub fn wait_for_log(lab: &Lab, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+    let by = Instant::now() + PATIENCE;
+    let mut since = 0;
+    loop {
+        for entry in lab.control().lines(&format!("/lab/log?since={since}")).unwrap() {
+            since = entry["seq"].as_u64().unwrap() + 1;
+            if wanted(&entry) {
+                return entry;
+            }
+        }
+        assert!(Instant::now() < by, "the log does not say it within {PATIENCE:?}");
+        std::thread::yield_now();
     }
 }
 

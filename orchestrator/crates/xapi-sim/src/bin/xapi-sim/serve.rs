@@ -43,6 +43,9 @@ pub(crate) struct ServeArgs {
     /// What runs clones of the appliance's template.
     #[arg(long, value_enum, default_value_t = Delegates::Qemu)]
     delegates: Delegates,
+    /// Log what every disk holds at each snapshot of a VM.
+    #[arg(long)]
+    snapshot_digests: bool,
     /// Path of the Unix socket [default: DIR/xapi.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -94,6 +97,7 @@ impl ServeArgs {
             })?;
             config.delegates = Engine::Process { program };
         }
+        config.snapshot_digests = self.snapshot_digests;
         config.socket.clone_from(&self.socket);
         config.ports = [self.https_port, self.http_port, self.lab_port];
         Ok(config)
