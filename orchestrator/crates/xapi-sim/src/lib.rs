@@ -40,7 +40,7 @@ mod vbd;
 mod vif;
 mod vm;
 
-pub use config::Config;
+pub use config::{Coalesce, Config, SrSpec};
 pub use error::Error;
 pub use failure::Failure;
 pub use faults::{Fault, When};
