@@ -41,7 +41,7 @@ mod vif;
 mod vm;
 mod writes;
 
-pub use config::Config;
+pub use config::{Coalesce, Config, SrSpec};
 pub use error::Error;
 pub use failure::Failure;
 pub use faults::{Fault, When};

@@ -7,6 +7,7 @@ pub(crate) mod contents;
 mod disks;
 mod guests;
 mod inventory;
+mod storage;
 mod vms;
 
 use crate::failure::{Failure, Outcome};
@@ -69,6 +70,7 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
             let wanted = json_body(head, stream).await?;
             vms::create(&context, wanted).await.map(Answer::Json)
         }
+        (method, ["lab", "sr", rest @ ..]) => storage::serve(&context, method, rest, head, stream).await,
         ("GET", ["lab", "inventory"]) => Ok(Answer::Json(sim.with(|s| inventory::take(s)))),
         ("GET", ["lab", "log"]) => Ok(Answer::Lines(sim.log.since(number(head, "since")?.unwrap_or(0)))),
         ("GET", ["lab", "calls"]) => {

@@ -7,6 +7,7 @@
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
+//! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
 //! | `contents` | what the disks held at each snapshot |
@@ -24,6 +25,7 @@ mod fate;
 mod foreign;
 mod freeze;
 mod states;
+mod storage;
 mod support;
 mod tracking;
 mod transfer;
