@@ -312,7 +312,7 @@ fn summary_text(summary: &JobSummary) -> String {
     for disk in &summary.disks {
         let counts = &disk.counts;
         let line = if summary.kind == "backup" {
-            let read = counts.moved.checked_sub(counts.audited).unwrap_or(counts.moved);
+            let read = ByteCount::new(counts.moved.get().saturating_sub(counts.audited.get()));
             let audit = match counts.audited.get() {
                 0 => String::new(),
                 _ => format!(", {} audited", counts.audited),
