@@ -140,7 +140,9 @@ impl Conductor {
                 .spawn_scoped(scope, move || report(run, every, &wait))
                 .map_err(|source| Error::Start { what: "progress report", source })?;
             let outcome = match &order.work {
-                Work::Backup { level, disks, .. } => backup::run(run, i32::from(*level), disks),
+                Work::Backup { level, rate_limit, disks, .. } => {
+                    backup::run(run, i32::from(*level), *rate_limit, disks)
+                }
                 Work::Restore { disks } => restore::run(run, disks),
             };
             drop(done);

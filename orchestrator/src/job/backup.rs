@@ -354,11 +354,13 @@ impl Job<'_> {
         let work = Work::Backup {
             level: settings.level,
             pack_size: settings.pack_size,
+            rate_limit: None,
             disks: positions
                 .map(|(userdevice, disk)| BackupDisk {
                     userdevice,
                     size: disk.source.size,
                     start: disk.decision.start.clone(),
+                    audit: None,
                 })
                 .collect(),
         };
