@@ -70,6 +70,7 @@ pub struct Decision {
 pub const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Cbt => "cbt",
+        Mode::VhdDiff => "vhd-diff",
         Mode::Scan => "scan",
         Mode::Full => "full",
     }

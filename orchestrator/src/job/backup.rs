@@ -10,7 +10,7 @@ use crate::journal::{Entry, Rotation};
 use crate::report::{DiskSummary, Event, JobSummary};
 use crate::template;
 use crate::tracking::{self, Allocation, Base, Changes, Decision, Facts};
-use ads::{PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
+use ads::{DiskKind, PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
 use blocks::ByteCount;
 use std::time::{Instant, SystemTime};
 use wire::{BackupDisk, Work};
@@ -425,19 +425,23 @@ impl Job<'_> {
             disks.push(PointDisk {
                 vdi,
                 name,
+                kind: DiskKind::User,
                 userdevice: source.vbd.userdevice.parse().unwrap_or(0),
                 bootable: source.vbd.bootable,
                 tree: done.tree(),
                 tree_id: answer.tree,
                 mode: decision.mode,
                 reason: decision.reason,
+                cause: String::new(),
                 counts: done.counts,
                 reference: source.tracked.then_some(source.snapshot_uuid),
+                suspect: Vec::new(),
             });
         }
         let point = RestorePoint {
             version: RestorePoint::VERSION,
             job: self.id.clone(),
+            job_name: None,
             run: run.id.clone(),
             created: ads::timestamp(SystemTime::now()),
             store: run.store.id(),
@@ -445,6 +449,8 @@ impl Job<'_> {
             vm: PointVm { uuid: vm.uuid.to_string(), name: vm.name_label.clone(), metadata: vm_metadata(vm) },
             disks,
             base: base.map(|base| base.id),
+            quiesced: false,
+            checkpoint: false,
         };
         let store = run.store.clone();
         let id = blocking(move || store.commit_point(&point)).await?;
