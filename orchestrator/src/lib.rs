@@ -22,6 +22,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod report;
 pub mod retry;
+pub mod schedule;
 pub mod selection;
 pub mod spec;
 pub mod template;
