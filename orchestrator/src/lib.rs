@@ -23,6 +23,8 @@ pub mod reconcile;
 pub mod references;
 pub mod report;
 pub mod retry;
+pub mod schedule;
+pub mod selection;
 pub mod spec;
 pub mod template;
 pub mod tracking;
