@@ -12,6 +12,7 @@
 //! | `contents` | what the disks held at each snapshot |
 //! | `faults` | every fault that can be asked for, named for what a client sees |
 //! | `freeze` | calls that are never answered, and the list of all calls |
+//! | `steps` | asynchronous calls that wait for a test |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
 
@@ -26,6 +27,7 @@ mod faults;
 mod foreign;
 mod freeze;
 mod states;
+mod steps;
 mod support;
 mod tracking;
 mod transfer;
