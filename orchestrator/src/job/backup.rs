@@ -2,17 +2,18 @@
 //! let delegates read and ship, remove delegates and snapshot, commit the restore point, and only then turn
 //! the snapshot's disks into the references of the next run.
 
-use super::delegate::{Attachment, Outcome};
-use super::{FIRST_POSITION, Failure, Job, MAX_DISKS, Run, summary_of};
-use crate::cleanup::{self, Removed, snapshot_name, tags};
-use crate::error::{Context, Error, Kind, Result};
-use crate::journal::{Entry, Rotation};
-use crate::report::{DiskSummary, Event, JobSummary};
-use crate::template;
-use crate::tracking::{self, Allocation, Base, Changes, Decision, Facts};
-use ads::{DiskKind, PointDisk, PointPool, PointVm, RestorePoint, StoredPoint};
-use blocks::ByteCount;
-use std::time::{Instant, SystemTime};
+use super::changes::{History, Planned};
+use super::commit::Sealed;
+use super::delegate::{Attachment, Outcome, Site};
+use super::placement::{self, Round, rounds};
+use super::snapshot::Snapshot;
+use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
+use crate::error::{Error, Kind, Result};
+use crate::journal::Entry;
+use crate::spec::JobOptions;
+use crate::tracking::Mode;
+use std::collections::BTreeMap;
+use std::time::Instant;
 use wire::{BackupDisk, Work};
 use xapi::{Host, Ref, Vm};
 
@@ -190,15 +191,15 @@ impl Job<'_> {
             })
             .collect();
         let work = Work::Backup {
-            level: settings.level,
-            pack_size: settings.pack_size,
-            rate_limit: None,
-            disks: positions
+            level: self.options.level,
+            pack_size: self.run.pack_size,
+            rate_limit: self.options.rate_limit,
+            disks: disks()
                 .map(|(userdevice, disk)| BackupDisk {
                     userdevice,
                     size: disk.source.size,
                     start: disk.decision.start.clone(),
-                    audit: None,
+                    audit: self.audit(&disk.decision),
                 })
                 .collect(),
         };
@@ -208,123 +209,14 @@ impl Job<'_> {
         self.serve(work, bitmaps, &attachments, &site, entries).await
     }
 
-    /// Removes the snapshot VM; its disks stay for now.
-    async fn remove_snapshot(&self, entries: &[Entry]) -> Result<()> {
-        let uuid = entries.iter().find_map(|entry| match entry {
-            Entry::Snapshot { uuid, .. } => Some(uuid),
-            _ => None,
-        });
-        let Some(uuid) = uuid else { return Ok(()) };
-        let parsed = uuid.parse().map_err(|_| Error::new(Kind::Failed, format!("'{uuid}' is no uuid")))?;
-        match self.run.pool.client.get_by_uuid::<Vm>(&parsed).await {
-            Ok(vm) => cleanup::destroy_vm(&self.run.pool, &vm)
-                .await
-                .map(|_| ())
-                .context(|| "remove the snapshot".into()),
-            Err(error) if crate::retry::is_gone(&error) => Ok(()),
-            Err(error) => Err(error).context(|| "look for the snapshot".into()),
-        }
-    }
-
-    /// Makes the restore point exist, then rotates the references.
-    async fn commit(
-        &self,
-        vm: &Vm,
-        planned: Vec<Planned>,
-        outcome: Outcome,
-        base: Option<StoredPoint>,
-        entries: &mut Vec<Entry>,
-        started: Instant,
-    ) -> Result<Rotated> {
-        let run = self.run;
-        let store_id = run.store.id().to_string();
-        let mut disks = Vec::new();
-        let mut summaries = Vec::new();
-        let mut rotations = Vec::new();
-        for (planned, (done, answer)) in planned.into_iter().zip(outcome.disks.into_iter().flatten()) {
-            let Planned { source, decision } = planned;
-            let name = disk_name(&source);
-            let vdi = source.live_record.uuid.to_string();
-            summaries.push(DiskSummary {
-                name: name.clone(),
-                vdi: vdi.clone(),
-                size: source.size.get(),
-                mode: tracking::mode_name(decision.mode).into(),
-                reason: decision.reason.clone(),
-                tree_id: answer.tree.to_string(),
-                counts: done.counts,
-            });
-            rotations.push(Rotation {
-                vdi: source.snapshot_uuid.clone(),
-                keep_reference: source.tracked,
-                replaces: Vec::new(),
-                live: vdi.clone(),
-                store: store_id.clone(),
-            });
-            disks.push(PointDisk {
-                vdi,
-                name,
-                kind: DiskKind::User,
-                userdevice: source.vbd.userdevice.parse().unwrap_or(0),
-                bootable: source.vbd.bootable,
-                tree: done.tree(),
-                tree_id: answer.tree,
-                mode: decision.mode,
-                reason: decision.reason,
-                cause: String::new(),
-                counts: done.counts,
-                reference: source.tracked.then_some(source.snapshot_uuid),
-                suspect: Vec::new(),
-            });
-        }
-        let point = RestorePoint {
-            version: RestorePoint::VERSION,
-            job: self.id.clone(),
-            job_name: None,
-            run: run.id.clone(),
-            created: ads::timestamp(SystemTime::now()),
-            store: run.store.id(),
-            pool: PointPool { uuid: run.pool.config.uuid.clone(), name: run.pool.config.name.clone() },
-            vm: PointVm { uuid: vm.uuid.to_string(), name: vm.name_label.clone(), metadata: vm_metadata(vm) },
-            disks,
-            base: base.map(|base| base.id),
-            quiesced: false,
-            checkpoint: false,
-        };
-        let store = run.store.clone();
-        let id = blocking(move || store.commit_point(&point)).await?;
-        match run.pool.client.get_all_records::<Vdi>().await {
-            Ok(vdis) => {
-                for rotation in &mut rotations {
-                    rotation.replaces = cleanup::references_of(&run.pool, &vdis, rotation);
-                }
-            }
-            // The next run of this VM drops them.
-            Err(error) => self.warn(format!("old references stay for now: {error}")),
-        }
-        let committed = Entry::Committed { point: id.to_string(), vdis: rotations.clone() };
-        // The backup exists. What fails from here on is left for `reconcile`, and does not undo it.
-        let mut rotated = Rotated::Fully;
-        if let Err(error) = self.record(entries, committed) {
-            self.warn(error.chain());
-            rotated = Rotated::Partly;
-        }
-        self.step("rotate references");
-        let mut removed = Removed::default();
-        cleanup::rotate(&run.pool, &self.id, &rotations, &mut removed).await;
-        for leftover in removed.leftovers {
-            self.warn(format!("not removed, run `abd reconcile`: {leftover}"));
-            rotated = Rotated::Partly;
-        }
-        run.report.event(&Event::JobDone(Box::new(JobSummary {
-            job: self.id.clone(),
-            kind: "backup".into(),
-            subject: self.subject.clone(),
-            point: id.to_string(),
-            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            disks: summaries,
-            delegate: summary_of(outcome.claim.as_ref(), outcome.done.usage),
-        })));
-        Ok(rotated)
+    /// What is read again of a disk of which only a part is read.
+    fn audit(&self, decision: &crate::tracking::Decision) -> Option<wire::Audit> {
+        let options = self.options.audit;
+        let partial = matches!(decision.mode, Mode::Cbt | Mode::VhdDiff) || decision.bitmap.is_some();
+        (options.is_on() && partial).then(|| wire::Audit {
+            seed: options.seed.unwrap_or(self.seed),
+            parts_per_million: options.parts_per_million,
+            minimum: blocks::BlockCount::new(u64::from(options.minimum)),
+        })
     }
 }
