@@ -6,6 +6,7 @@
 //! | `states` | which call is legal when, for VMs, VBDs and VDIs |
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
+//! | `moments` | checkpoints, quiesced snapshots, reverts, disks that move |
 //! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
@@ -18,6 +19,7 @@ mod boots;
 mod events;
 mod fate;
 mod foreign;
+mod moments;
 mod states;
 mod storage;
 mod support;
