@@ -7,7 +7,7 @@ use crate::rpc::value::{NULL, Record, Value};
 use crate::sim::{Context, Sim};
 use crate::storage::{disk, sr, track, vdi};
 use crate::store::db::Db;
-use crate::vm::{create, start::GUEST_KEY};
+use crate::vm::{create, metrics::QUIESCE_KEY, start::GUEST_KEY};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ struct WantedVm {
     memory: Option<i64>,
     #[serde(default)]
     tags: Vec<String>,
+    /// Whether its agent can quiesce it for a snapshot, where the release has that.
+    #[serde(default)]
+    quiesce: bool,
     /// Name or uuid of the host it prefers and, when it runs, runs on.
     host: Option<String>,
 }
@@ -84,6 +87,8 @@ fn named(db: &Db, class: &str, text: &str) -> Outcome<String> {
 fn vm_record(wanted: &WantedVm, host: Option<&str>) -> Record {
     let memory = wanted.memory.unwrap_or(DEFAULT_MEMORY);
     let text = |text: &str| Value::text(text);
+    let other =
+        [Some((GUEST_KEY, "none")), wanted.quiesce.then_some((QUIESCE_KEY, "true"))].into_iter().flatten();
     [
         ("name_label", text(&wanted.name)),
         ("name_description", text("sample VM of the lab")),
@@ -114,7 +119,7 @@ fn vm_record(wanted: &WantedVm, host: Option<&str>) -> Record {
             Value::text_map([("acpi", "1"), ("apic", "true"), ("pae", "true"), ("viridian", "false")]),
         ),
         ("PCI_bus", text("")),
-        ("other_config", Value::text_map([(GUEST_KEY, "none")])),
+        ("other_config", Value::text_map(other)),
         ("recommendations", text("")),
         ("tags", Value::texts(wanted.tags.iter().cloned())),
     ]

@@ -136,6 +136,17 @@ pub(crate) async fn copy(context: &Context, source: &str, sr: &str, into: Option
         }
         refuse_overlap(s, "VDI", source, |other| matches!(other, "clone" | "copy"))
     })?;
+    copy_contents(context, source, sr, into).await
+}
+
+/// The contents of a disk that its VM may be using, as a disk on another repository.
+pub(crate) async fn copy_live(context: &Context, source: &str, sr: &str) -> Outcome<String> {
+    let _running =
+        Operation::begin(context, "VDI", source, "mirror", |s| refuse_overlap(s, "VDI", source, |_| false))?;
+    copy_contents(context, source, sr, None).await
+}
+
+async fn copy_contents(context: &Context, source: &str, sr: &str, into: Option<&str>) -> Outcome<String> {
     let size = context.with(|s| s.db.int("VDI", source, "virtual_size"));
     let target = match into {
         Some(target) => target.to_owned(),

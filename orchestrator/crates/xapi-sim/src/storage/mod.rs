@@ -6,6 +6,7 @@ pub(crate) mod chain;
 pub(crate) mod cloning;
 pub(crate) mod disk;
 pub(crate) mod hidden;
+pub(crate) mod moving;
 pub(crate) mod repository;
 pub(crate) mod space;
 pub(crate) mod sr;

@@ -7,6 +7,7 @@
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
+//! | `moments` | checkpoints, quiesced snapshots, reverts, disks that move |
 //! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
@@ -27,6 +28,7 @@ mod fate;
 mod faults;
 mod foreign;
 mod freeze;
+mod moments;
 mod states;
 mod storage;
 mod steps;

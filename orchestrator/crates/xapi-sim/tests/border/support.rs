@@ -82,6 +82,8 @@ impl Lab {
             serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{}", answer.text()));
         match reply.get("error") {
             None => Ok(reply["result"].clone()),
+            // Releases before 7.3 answer version 2 calls with the errors of version 1.
+            Some(Value::Array(list)) => Err(list.iter().map(|v| v.as_str().unwrap().to_owned()).collect()),
             Some(error) => {
                 let mut list = vec![error["message"].as_str().unwrap().to_owned()];
                 list.extend(error["data"].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()));
