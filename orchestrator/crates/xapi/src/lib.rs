@@ -55,8 +55,8 @@ pub use handlers::Upload;
 pub use observer::{Call, Observer, Verdict};
 pub use record::{Class, FromValue, Ref, StringMap, Uuid};
 pub use records::{
-    DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, Pool, PowerState, Session, Sr, Task,
-    TaskStatus, Vbd, VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
+    Certificate, DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, PifMetrics, Pool, PowerState,
+    Session, Sm, Sr, Task, TaskStatus, Vbd, VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
 };
 pub use tls::{Fingerprint, PinLookup, probe};
 pub use value::{Value, timestamp};
