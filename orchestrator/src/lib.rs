@@ -18,6 +18,7 @@ pub mod job;
 pub mod journal;
 pub mod lock;
 pub mod pool;
+pub mod preflight;
 pub mod queue;
 pub mod reconcile;
 pub mod references;

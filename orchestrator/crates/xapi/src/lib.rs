@@ -60,8 +60,8 @@ pub use observer::{Call, Observer, Verdict};
 pub use options::{Credentials, Limits, Options, Protocol, Secret, Timeouts};
 pub use record::{Class, FromValue, Ref, StringMap, Uuid};
 pub use records::{
-    DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, Pool, PowerState, Session, Sr, Task,
-    TaskStatus, Vbd, VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
+    Certificate, DomainType, Host, HostMetrics, Network, OnBoot, Pbd, Pif, PifMetrics, Pool, PowerState,
+    Session, Sm, Sr, Task, TaskStatus, Vbd, VbdMode, VbdType, Vdi, VdiType, Vif, Vm, VmGuestMetrics,
 };
 pub use tls::{Fingerprint, PinLookup, probe};
 pub use upload::Upload;
