@@ -3,6 +3,7 @@
 //! | module | what it claims |
 //! |---|---|
 //! | `wire` | both encodings, refusals, sessions |
+//! | `releases` | which release has which calls, parameters and members |
 //! | `states` | which call is legal when, for VMs, VBDs and VDIs |
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
@@ -29,6 +30,7 @@ mod faults;
 mod foreign;
 mod freeze;
 mod moments;
+mod releases;
 mod states;
 mod steps;
 mod storage;
