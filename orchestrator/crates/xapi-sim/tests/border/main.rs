@@ -10,6 +10,7 @@
 //! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
 //! | `moments` | checkpoints, quiesced snapshots, reverts, disks that move |
 //! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
+//! | `vhd` | exported VHDs in a foreign tool |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
 //! | `contents` | what the disks held at each snapshot |
@@ -37,4 +38,5 @@ mod storage;
 mod support;
 mod tracking;
 mod transfer;
+mod vhd;
 mod wire;
