@@ -67,8 +67,7 @@ impl Job<'_> {
     async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Option<Finding>> {
         self.step("check");
         let history = self.history(record.uuid.as_str()).await?;
-        let known =
-            Known { template: self.run.templates[0].template.clone(), network: self.run.network.clone() };
+        let known = Known { templates: self.run.templates.clone(), network: self.run.network.clone() };
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
