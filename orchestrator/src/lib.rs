@@ -17,6 +17,7 @@ pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod lock;
+pub mod metrics;
 pub mod pool;
 pub mod preflight;
 pub mod queue;
