@@ -5,7 +5,7 @@ use super::jobs::{Identity, enter_pool, open_store};
 use super::options::JobArgs;
 use crate::attempt::{Subject, is_passing};
 use crate::error::{Error, Kind, Result};
-use crate::job::Run;
+use crate::job::{Run, placement};
 use crate::preflight::{self, Facts, Finding, Level};
 use crate::queue::Needs;
 use crate::report::Event;
@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::watch;
-use xapi::{Host, Ref, Vm};
+use xapi::{Ref, Sr, Vm};
 
 /// What is to be done.
 pub(super) struct Work<'a> {
@@ -211,17 +211,19 @@ pub(super) fn select<'a>(
 /// What a job takes while it runs.
 fn needs(facts: &Facts, vm: &Vm, choice: &Choice) -> Needs {
     let disks = facts.disks(vm).into_iter().filter(|disk| !preflight::is_excluded(disk, &choice.options));
-    let storage: BTreeSet<String> = disks.map(|disk| disk.vdi.sr.to_string()).collect();
-    let suitable = preflight::suitable_hosts(facts, vm, &choice.options);
-    let own = [&vm.resident_on, &vm.affinity];
-    let mut hosts: Vec<&Ref<Host>> = own.into_iter().filter(|host| suitable.contains(host)).collect();
-    hosts.extend(&suitable);
+    let storage: Vec<Ref<Sr>> = disks.map(|disk| disk.vdi.sr.clone()).collect();
+    // Where no host sees all of it, the job has delegates on several, one after the other, and no host's limit counts.
+    let suitable =
+        facts.site(|reference, _| facts.is_usable(reference)).candidates(&storage, facts.templates());
+    let mut hosts = placement::preference(None, Some(vm));
+    hosts.retain(|host| suitable.contains(host));
+    hosts.extend(suitable);
     let mut seen = BTreeSet::new();
-    hosts.retain(|host| seen.insert(*host));
+    hosts.retain(|host| seen.insert(host.clone()));
     Needs {
         pool: facts.pool.uuid.to_string(),
-        storage,
-        hosts: hosts.into_iter().map(ToString::to_string).collect(),
+        storage: storage.iter().map(ToString::to_string).collect(),
+        hosts: hosts.iter().map(ToString::to_string).collect(),
         memory: choice.options.delegate.memory,
     }
 }
