@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attempt;
 pub mod catalog;
 pub mod cleanup;
 pub mod cli;
