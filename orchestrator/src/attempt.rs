@@ -226,21 +226,7 @@ mod tests {
             assert!(is_passing(&failed(kind)), "{kind:?}");
             assert!(!is_passing(&VmSummary { point: Some("p".into()), ..failed(kind) }), "{kind:?}");
         }
-        for kind in [
-            Kind::Usage,
-            Kind::NotFound,
-            Kind::Auth,
-            Kind::Certificate,
-            Kind::Template,
-            Kind::Store,
-            Kind::StoreFull,
-            Kind::Damaged,
-            Kind::Leftovers,
-            Kind::NothingDone,
-            Kind::Alarm,
-            Kind::Locked,
-            Kind::Cancelled,
-        ] {
+        for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Failed | Kind::Unreachable)) {
             assert!(!is_passing(&failed(kind)), "{kind:?}");
         }
         assert!(!is_passing(&VmSummary { result: VmResult::Skipped, ..failed(Kind::Failed) }));

@@ -23,14 +23,15 @@ use xapi::{Ref, Sr};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done                                    7  template missing or of another version
-  1  a job failed                            8  store unusable
-  2  wrong usage                             9  store full
-  3  no such VM, pool or restore point      10  damaged data
-  4  credentials refused                    11  leftovers in the pool
-  5  pool unreachable                       12  nothing done: no VM, or every job left out
-  6  certificate not trusted or changed     13  ALARM: an audit failed
- 14  another run is active                 130  stopped by a signal";
+  0  done                                    8  store unusable
+  1  a job failed or was left out            9  store full
+  2  wrong usage                            10  damaged data
+  3  no such VM, pool or restore point      11  leftovers in the pool
+  4  credentials refused                    12  nothing done
+  5  pool unreachable                       13  ALARM: an audit failed
+  6  certificate not trusted or changed     14  another run is active
+  7  template missing or of another         130 stopped by a signal
+     version";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]
@@ -378,6 +379,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_exit_code() {
+        for kind in Kind::ALL {
+            let code = kind.exit_code().to_string();
+            assert!(EXIT_CODES.split_whitespace().any(|word| word == code), "{kind:?}");
+        }
     }
 
     #[test]

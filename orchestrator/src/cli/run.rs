@@ -148,6 +148,9 @@ async fn execute(session: &Session, plan: Plan) -> Result<()> {
         }
     };
     warnings.extend(worked.warnings);
+    if !worked.pools.is_empty() {
+        summary.pools = worked.pools;
+    }
     summary.vms = worked.vms;
     summary.warnings = warnings;
     summary.ended = stamp(&now());
@@ -208,7 +211,7 @@ async fn finish(
         {
             value.extend(members);
         }
-        session.report.answer(&value, || format!("\n{}", summary::text(&summary)));
+        session.report.answer(&value, || summary::text(&summary));
     }
     match (failure, summary.verdict) {
         (_, None) => Ok(()),

@@ -5,6 +5,8 @@
 //! Never: reads a pool, a clock or a store.
 
 mod disks;
+#[cfg(test)]
+mod documents;
 mod file;
 mod reader;
 mod settings;
