@@ -19,6 +19,7 @@ pub mod job;
 pub mod journal;
 pub mod lock;
 pub mod metrics;
+pub mod plan;
 pub mod pool;
 pub mod preflight;
 pub mod queue;
