@@ -18,7 +18,6 @@ pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod lock;
-pub mod metrics;
 pub mod plan;
 pub mod pool;
 pub mod preflight;

@@ -280,6 +280,12 @@ fn write_files(options: &RunOptions, summary: &RunSummary) -> Result<()> {
         let text = serde_json::to_string_pretty(summary).expect("summaries are plain text and numbers");
         write(path, format!("{text}\n"))?;
     }
+    if let Some(path) = &options.metrics {
+        // Whole or not at all: a scrape must not meet half of it.
+        let text = summary::metrics(summary, std::time::SystemTime::now());
+        crate::config::write_durable(path, text.as_bytes())
+            .map_err(|error| crate::error::file_error(Kind::Failed, path, "write", error))?;
+    }
     Ok(())
 }
 
