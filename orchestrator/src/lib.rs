@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod lock;
+pub mod ownership;
 pub mod plan;
 pub mod pool;
 pub mod preflight;

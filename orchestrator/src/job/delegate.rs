@@ -1,9 +1,10 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
 use super::{Failure, Job, PROGRESS_MS, cancelled};
-use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi, tags};
+use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
+use crate::ownership::mark;
 use crate::report::Event;
 use ads::{JobEvent, JobGrant, JobHandle};
 use std::time::{Duration, Instant};
@@ -96,10 +97,8 @@ impl Job<'_> {
         self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
         let template = &run.templates[site.template].template;
         let vm = client.vm_clone(&template.reference, &name).await.context(|| "clone the template".into())?;
-        for (key, value) in tags(&run.pool, &self.id) {
-            client.add_to_other_config(&vm, &key, &value).await.context(|| "tag the delegate".into())?;
-        }
         let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
+        mark(&run.pool, &vm, &record.uuid, &self.id, &[]).await.context(|| "tag the delegate".into())?;
         let own_vdis = disks_of(&run.pool, &record, |_| true).await?;
         self.record(entries, Entry::Delegate { uuid: record.uuid.to_string(), vdis: own_vdis.clone() })?;
         for vdi in &own_vdis {

@@ -8,7 +8,7 @@ use super::{FIRST_POSITION, Failure, Job, JobResult, Run, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
-use crate::pool::TAG_RESTORED;
+use crate::pool::{TAG_RESTORED, TAG_SELF};
 use crate::report::{DiskSummary, Event, JobSummary};
 use crate::spec::JobOptions;
 use ads::{PointDisk, StoredPoint};
@@ -112,6 +112,8 @@ impl Job<'_> {
         let record = client.get_record::<Vdi>(&vdi).await.context(|| "look at the VDI".into())?;
         let uuid = record.uuid.to_string();
         self.record(entries, Entry::Vdi { uuid: uuid.clone() })?;
+        // The uuid is known only now; without it a copy of the disk would look like the disk.
+        client.add_to_other_config(&vdi, TAG_SELF, &uuid).await.context(|| "tag the VDI".into())?;
         if record.virtual_size < disk.tree.size.get() {
             let message =
                 format!("the pool made a VDI of {} bytes for {}", record.virtual_size, disk.tree.size);

@@ -2,9 +2,10 @@
 
 use super::Job;
 use super::source::{LiveDisk, LiveDisks, disk_name, position};
-use crate::cleanup::{self, Removed, snapshot_name, tags};
+use crate::cleanup::{self, Removed, snapshot_name};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
+use crate::ownership::mark;
 use crate::tracking::Untracked;
 use ads::DiskKind;
 use blocks::ByteCount;
@@ -59,12 +60,10 @@ impl Job<'_> {
         let name = snapshot_name(&self.id);
         self.record(entries, Entry::SnapshotIntent { vm: record.uuid.to_string(), name: name.clone() })?;
         let (snapshot, quiesced) = self.take(vm, record, &name, excluded).await?;
-        let tags = tags(&self.run.pool, &self.id);
-        for (key, value) in &tags {
-            client.add_to_other_config(&snapshot, key, value).await.context(|| "tag the snapshot".into())?;
-        }
         let looking = || "look at the snapshot".to_owned();
         let found = client.get_record::<Vm>(&snapshot).await.context(looking)?;
+        let marked = mark(&self.run.pool, &snapshot, &found.uuid, &self.id, &[]).await;
+        marked.context(|| "tag the snapshot".into())?;
         let mut disks = Vec::new();
         for vbd in &found.vbds {
             let vbd = client.get_record::<Vbd>(vbd).await.context(looking)?;
@@ -83,10 +82,9 @@ impl Job<'_> {
         let all = disks.iter().chain(&memory);
         let vdis = all.clone().map(|(_, vdi)| vdi.uuid.to_string()).collect();
         self.record(entries, Entry::Snapshot { uuid: found.uuid.to_string(), vdis })?;
-        for (vdi, _) in all {
-            for (key, value) in &tags {
-                client.add_to_other_config(vdi, key, value).await.context(|| "tag a snapshot disk".into())?;
-            }
+        for (vdi, record) in all {
+            let marked = mark(&self.run.pool, vdi, &record.uuid, &self.id, &[]).await;
+            marked.context(|| "tag a snapshot disk".into())?;
         }
         Ok(Snapshot { uuid: found.uuid.to_string(), disks, memory, quiesced })
     }
