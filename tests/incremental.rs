@@ -27,10 +27,7 @@ fn a_cbt_run_reads_exactly_the_changed_granules_and_ships_no_more() {
 
     // Nothing changed: nothing is read.
     let nothing = backup(&lab, &vm);
-    assert_eq!(
-        (&nothing["mode"], read(&nothing), &nothing["shipped"]),
-        (&"cbt".into(), 0, &0.into())
-    );
+    assert_eq!((&nothing["mode"], read(&nothing), &nothing["shipped"]), (&"cbt".into(), 0, &0.into()));
 
     // Three granules: one write inside granule 2, one across the border of 40 and 41, and one sector that is the
     // short last block.
