@@ -96,7 +96,7 @@ pub fn mark_of<'a>(owner: &str, uuid: &Uuid, other_config: &'a StringMap) -> Mar
     let tag = |key: &str| other_config.get(key).map(String::as_str);
     let job = tag(TAG_JOB);
     match (tag(TAG_SELF), tag(TAG_OWNER)) {
-        (Some(own), _) if own != uuid.as_str() => Mark::Copy,
+        _ if is_copy(uuid, other_config) => Mark::Copy,
         (_, Some(found)) if found != owner => Mark::Foreign,
         (Some(_), Some(_)) => Mark::Ours { job },
         (Some(_), None) => Mark::Begun,
@@ -104,6 +104,11 @@ pub fn mark_of<'a>(owner: &str, uuid: &Uuid, other_config: &'a StringMap) -> Mar
         (None, None) if job.is_some() => Mark::Foreign,
         (None, None) => Mark::None,
     }
+}
+
+/// Whether tags are those of another object.
+pub fn is_copy(uuid: &Uuid, other_config: &StringMap) -> bool {
+    other_config.get(TAG_SELF).is_some_and(|own| own != uuid.as_str())
 }
 
 /// Whether an object carries a complete mark of this installation and of this job.

@@ -11,7 +11,7 @@ use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{self, DeadJournal, Entry};
 use crate::ownership::{self, Mark};
-use crate::pool::{Pool, TAG_JOB, TAG_OWNER};
+use crate::pool::{Pool, TAG_JOB, TAG_TASK};
 use crate::references;
 use crate::retry::{Patience, is_gone};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +78,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
 /// Ends or waits for the operations that jobs which are over left under way in the pool. Gives those that go on
 /// nevertheless, by job.
 ///
-/// A task is such a job's if it carries the job's tags and the job has a journal that could be locked, or none at
+/// A task is such a job's if it carries the job's tag and the job has a journal that could be locked, or none at
 /// all: the journal of a job that runs is there before its first task.
 async fn settle_tasks(
     pool: &Pool,
@@ -89,12 +89,11 @@ async fn settle_tasks(
     let mut cancelled = BTreeSet::new();
     loop {
         let tasks = pool.client.get_all_records::<Task>().await.context(|| "list tasks".into())?;
-        let running: Vec<(&Ref<Task>, &Task, &String)> = tasks
+        let running: Vec<(&Ref<Task>, &Task, &str)> = tasks
             .iter()
             .filter(|(_, task)| matches!(task.status, TaskStatus::Pending | TaskStatus::Cancelling))
-            .filter(|(_, task)| task.other_config.get(TAG_OWNER) == Some(&pool.owner))
-            .filter_map(|(reference, task)| Some((reference, task, task.other_config.get(TAG_JOB)?)))
-            .filter(|(_, _, job)| dead.contains(job.as_str()) || !journal::path(journals, job).exists())
+            .filter_map(|(reference, task)| Some((reference, task, job_of_task(&pool.owner, task)?)))
+            .filter(|(_, _, job)| dead.contains(job) || !journal::path(journals, job).exists())
             .collect();
         for (reference, task, job) in &running {
             if !cancelled.insert((*reference).clone()) {
@@ -109,7 +108,7 @@ async fn settle_tasks(
         if running.is_empty() || !patience.pause().await {
             let mut busy = BTreeMap::<String, Vec<String>>::new();
             for (_, task, job) in running {
-                busy.entry(job.clone()).or_default().push(task.name_label.clone());
+                busy.entry(job.to_owned()).or_default().push(task.name_label.clone());
             }
             return Ok(busy);
         }
@@ -123,6 +122,13 @@ pub fn belongs_to(journal: &DeadJournal, pool: &str) -> bool {
         // Killed while writing its first line: it made nothing.
         _ => true,
     }
+}
+
+/// The job of this installation that started a task.
+fn job_of_task<'a>(owner: &str, task: &'a Task) -> Option<&'a str> {
+    let (found, job) = task.other_config.get(TAG_TASK)?.split_once('/')?;
+    // It is part of a file's name from here on.
+    (found == owner && uuid::Uuid::parse_str(job).is_ok()).then_some(job)
 }
 
 /// Objects with this installation's mark and a job that has no journal: the journal was lost.

@@ -6,7 +6,7 @@ mod pool;
 
 use abd_orchestrator::cleanup::{destroy_vm, remove_job};
 use abd_orchestrator::journal::Entry;
-use abd_orchestrator::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_SELF};
+use abd_orchestrator::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_SELF, TAG_TASK};
 use abd_orchestrator::retry::Waits;
 use peer::{Peer, TASK, api, task_record};
 use pool::{Lab, job};
@@ -281,8 +281,8 @@ async fn a_forgotten_operation_is_not_taken_for_a_removed_vm() {
     assert_eq!(peer.methods().iter().filter(|method| *method == "VM.destroy").count(), 1);
 }
 
-fn tags(owner: &str, job: &str) -> xapi::StringMap {
-    [(TAG_OWNER, owner), (TAG_JOB, job)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+fn tag(owner: &str, job: &str) -> xapi::StringMap {
+    [(TAG_TASK.to_owned(), format!("{owner}/{job}"))].into()
 }
 
 fn tasks(lab: &Lab) -> Vec<Json> {
@@ -305,7 +305,7 @@ async fn operations_of_dead_jobs_are_ended_before_anything_is_looked_at() {
     let running = abd_orchestrator::journal::Journal::start(&lab.state.journal_directory(), &live, &started);
     let running = running.expect("journal");
     let task = async |owner: &str, job: &str| {
-        client.with_task_tags(tags(owner, job)).task_create("Async.VM.snapshot", "").await.expect("task")
+        client.with_task_tags(tag(owner, job)).task_create("Async.VM.snapshot", "").await.expect("task")
     };
     let of_dead = task(&owner, &dead).await;
     let of_lost = task(&owner, &lost).await;

@@ -56,7 +56,7 @@ impl Job<'_> {
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<JobSummary, Failure> {
-        let pool = placement::Site::look(&self.run.pool).await?;
+        let pool = placement::Site::look(&self.pool).await?;
         // The disks share their storage, so that every round has the same place.
         let storage = vec![request.sr.clone(); request.disks.len()];
         let rounds = rounds(&storage, &pool, &self.run.templates, &[])?;
@@ -80,18 +80,18 @@ impl Job<'_> {
         // From this entry on the disks are kept, whatever happens; what is left to do is taking our mark off.
         self.record(entries, Entry::Restored)?;
         for target in &targets {
-            cleanup::hand_over(&self.run.pool, &target.uuid).await?;
+            cleanup::hand_over(&self.pool, &target.uuid).await?;
         }
         Ok(self.summarise(&request, targets, written, started))
     }
 
     /// Makes a blank VDI, tagged with the job from its first moment.
     async fn make_vdi(&self, request: &Request, disk: PointDisk, entries: &mut Vec<Entry>) -> Result<Target> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let point = &request.point;
         let name = format!("{} (restored)", disk.name);
         self.record(entries, Entry::VdiIntent { name: name.clone() })?;
-        let mut other_config: StringMap = tags(&self.run.pool, &self.id);
+        let mut other_config: StringMap = tags(&self.pool, &self.id);
         other_config.insert(TAG_RESTORED.into(), point.id.to_string());
         let create = VdiCreate {
             name_label: name,
