@@ -29,6 +29,9 @@ pub const TAG_STORE: &str = "abd:store";
 /// of our objects copies its tags, but never its uuid: an object that carries the uuid of another one is not ours.
 pub const TAG_SELF: &str = "abd:self";
 
+/// `other_config` key of a task in the pool that a job started: the installation and the job, with a slash in between.
+pub const TAG_TASK: &str = "abd:task";
+
 /// Name under which a pool lists our sessions, followed by the installation's id. A pool drops the oldest of 500
 /// sessions of one name: those that a killed process left must not cost another installation its own.
 const ORIGINATOR: &str = "abd";
@@ -91,15 +94,14 @@ impl Pool {
         }
     }
 
-    /// The same pool for the calls of one job: the tasks they start in the pool carry the job's tags, so that
-    /// `abd reconcile` can end those that a killed job left under way.
+    /// The same pool for the calls of one job: the tasks that they start carry the job's tag, so that `abd reconcile`
+    /// can end those that a killed job left under way.
     #[must_use]
     pub fn for_job(&self, job: &str) -> Self {
-        let tags =
-            StringMap::from([(TAG_OWNER.into(), self.owner.clone()), (TAG_JOB.into(), job.to_owned())]);
+        let tag = StringMap::from([(TAG_TASK.into(), format!("{}/{job}", self.owner))]);
         Self {
             config: self.config.clone(),
-            client: self.client.with_task_tags(tags),
+            client: self.client.with_task_tags(tag),
             owner: self.owner.clone(),
             waits: self.waits,
         }
@@ -224,7 +226,6 @@ async fn connect(config: &PoolConfig, owner: &str, observer: Option<Arc<dyn Obse
     };
     let mut options = options(endpoint, credentials, &config.certificates, observer)?;
     options.originator = format!("{ORIGINATOR}-{owner}");
-    options.task_tags = StringMap::from([(TAG_OWNER.into(), owner.to_owned())]);
     if matches!(options.endpoint, Endpoint::Https { .. }) {
         // The addresses are ours, written by `pool add`; one that is none is found out by its use.
         options.members = config.certificates.keys().filter_map(|address| address.parse().ok()).collect();

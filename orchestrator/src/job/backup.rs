@@ -78,7 +78,7 @@ impl Job<'_> {
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
-        match preflight::gate(&self.run.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
+        match preflight::gate(&self.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
             Gate::Go { warnings } => {
                 for finding in warnings {
                     self.warn(finding.message);
@@ -103,7 +103,7 @@ impl Job<'_> {
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
         let mut live = self.live_disks(record).await?;
-        let site = placement::Site::look(&self.run.pool).await?;
+        let site = placement::Site::look(&self.pool).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
         let storage: Vec<_> = live.wanted.iter().map(|disk| disk.record.sr.clone()).collect();

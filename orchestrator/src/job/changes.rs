@@ -185,7 +185,7 @@ impl Job<'_> {
         let mut missing = None;
         for (_, disk) in history.of_disk(&source.live_uuid).take(REFERENCES_BACK) {
             if let Some(uuid) = &disk.reference {
-                match cleanup::find_vdi(&self.run.pool, uuid).await {
+                match cleanup::find_vdi(&self.pool, uuid).await {
                     Ok(Some(reference)) => {
                         return self.changes_since(source, &reference, uuid, history).await;
                     }
@@ -222,7 +222,7 @@ impl Job<'_> {
         uuid: &str,
         history: &History,
     ) -> Result<Listing> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let record = client.get_record::<Vdi>(reference).await.context(|| format!("look at VDI {uuid}"))?;
         if !source.tracked {
             let Some(untracked) = &source.untracked else {
@@ -263,16 +263,16 @@ impl Job<'_> {
     async fn list(&self, from: &Ref<Vdi>, to: &Ref<Vdi>) -> std::result::Result<Vec<u8>, xapi::Error> {
         crate::retry::until_free_raw(
             || "list changed blocks".into(),
-            async || self.run.pool.client.vdi_list_changed_blocks(from, to).await,
+            async || self.pool.client.vdi_list_changed_blocks(from, to).await,
         )
         .await
     }
 
     /// The way from a reference to the snapshot over the later references that other runs left behind.
     async fn hops(&self, source: &Source, from: &Ref<Vdi>, uuid: &str) -> Result<Option<Vec<Hop>>> {
-        let vdis = self.run.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+        let vdis = self.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
         let store = self.run.store.id().to_string();
-        let all = references::references_of(&self.run.pool.owner, &vdis, &source.live_uuid, &store);
+        let all = references::references_of(&self.pool.owner, &vdis, &source.live_uuid, &store);
         let later: Vec<&String> = all.iter().skip_while(|found| *found != uuid).skip(1).collect();
         if later.is_empty() {
             return Ok(None);
@@ -301,7 +301,7 @@ impl Job<'_> {
 
     /// The parts of the disk that may differ from the reserved snapshot, by the head of a differencing export.
     async fn difference(&self, source: &Source, reference: &Ref<Vdi>) -> Changes {
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
             Ok(head) if head.differencing => Changes::Difference(parts(head)),
             Ok(_) => Changes::Unknown(
                 Cause::ListingUnusable,
@@ -321,7 +321,7 @@ impl Job<'_> {
         if !source.is_vhd {
             return Allocation::Unknown("the storage does not tell what is allocated".into());
         }
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
             Ok(head) if !head.differencing => Allocation::Listed(parts(head)),
             Ok(_) => Allocation::Unknown("the pool sent a differencing VHD".into()),
             Err(error) => Allocation::Unknown(format!("the pool does not tell what is allocated: {error}")),

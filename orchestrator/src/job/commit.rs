@@ -215,7 +215,7 @@ impl Job<'_> {
                 self.subject, alarm.name
             ),
         });
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let tracked = client.get_record::<Vdi>(&alarm.vdi).await.map(|vdi| vdi.cbt_enabled);
         let reset = match tracked {
             Ok(true) => self.reset_tracking(&alarm.vdi).await,
@@ -240,7 +240,7 @@ impl Job<'_> {
         store: &str,
         entries: &mut Vec<Entry>,
     ) -> Tidied {
-        let pool = &self.run.pool;
+        let pool = &self.pool;
         let mut tidied = Tidied::Fully;
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {

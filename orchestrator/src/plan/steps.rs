@@ -7,7 +7,7 @@ use super::predict::{Ask, Disk, Shot};
 use crate::job::FIRST_POSITION;
 use crate::job::placement::Round;
 use crate::journal::Keep;
-use crate::pool::{TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
+use crate::pool::{TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_SELF, TAG_STORE, TAG_TASK};
 use crate::preflight::Facts;
 use crate::references;
 use crate::spec::JobOptions;
@@ -38,10 +38,16 @@ impl Steps {
         self.list.push(Step { step: self.step, call: call.to_owned(), object, detail });
     }
 
-    /// A call that runs as a task, and the removal of the task.
+    /// A call that runs as a task, the task's tag and its removal.
     fn task(&mut self, call: &str, object: impl Into<String>, detail: impl Into<String>) {
         self.call(&format!("Async.{call}"), object, detail);
+        self.call("task.add_to_other_config", "its task", TAG_TASK);
         self.call("task.destroy", "its task", "");
+    }
+
+    /// The mark of the job, with what else is to be said of the object.
+    fn mark(&mut self, class: &str, object: &str, extra: &[&str]) {
+        self.tags(class, object, &[&[TAG_SELF, TAG_OWNER], extra, &[TAG_JOB]].concat());
     }
 
     fn tags(&mut self, class: &str, object: &str, keys: &[&str]) {
@@ -105,9 +111,9 @@ fn snapshot(steps: &mut Steps, vm: &Vm, shot: &Shot, disks: &[Disk]) {
             false => steps.call(&format!("Async.{call}"), object.clone(), "this release refuses it"),
         }
     }
-    steps.tags("VM", "the snapshot", &[TAG_JOB, TAG_OWNER]);
+    steps.mark("VM", "the snapshot", &[]);
     for name in disks.iter().map(|disk| &disk.name).chain(&shot.unwanted) {
-        steps.tags("VDI", &snapshot_disk(name), &[TAG_JOB, TAG_OWNER]);
+        steps.mark("VDI", &snapshot_disk(name), &[]);
     }
 }
 
@@ -123,6 +129,7 @@ fn ask(steps: &mut Steps, disk: &Disk) {
                 None => "the list of allocated blocks, no data".to_owned(),
             };
             steps.call("task.create", "a task for the export", "");
+            steps.call("task.add_to_other_config", "its task", TAG_TASK);
             steps.call("GET /export_raw_vdi", object, detail);
             steps.call("task.destroy", "its task", "");
         }
@@ -143,9 +150,9 @@ fn start(steps: &mut Steps, facts: &Facts, vm: &Vm, options: &JobOptions, disks:
     let record = template.and_then(|template| facts.vms.get(&template.template.reference));
     let name = record.map_or("the template", |record| &record.name_label);
     steps.task("VM.clone", format!("template '{name}'"), "named abd-JOB");
-    steps.tags("VM", delegate, &[TAG_JOB, TAG_OWNER]);
+    steps.mark("VM", delegate, &[]);
     for _ in own_disks(facts, round) {
-        steps.tags("VDI", "the delegate's disk", &[TAG_DELEGATE, TAG_JOB, TAG_OWNER]);
+        steps.mark("VDI", "the delegate's disk", &[TAG_DELEGATE]);
     }
     steps.call("VM.set_name_description", delegate, format!("for {}", vm.name_label));
     steps.task("VM.provision", delegate, "");
