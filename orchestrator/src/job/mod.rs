@@ -7,7 +7,7 @@ mod commit;
 mod delegate;
 pub mod placement;
 pub mod restore;
-mod snapshot;
+pub(crate) mod snapshot;
 mod source;
 
 use crate::cleanup::{self, Removed};

@@ -3,7 +3,7 @@
 //! An end-to-end test compares the list with what the simulator logs of the backup that follows: a call that the job
 //! makes and this list does not know, or the other way round, fails it.
 
-use super::predict::{Ask, Disk, Shot};
+use super::predict::{Ask, Disk, Shot, Try};
 use crate::job::FIRST_POSITION;
 use crate::job::placement::Round;
 use crate::journal::Keep;
@@ -89,7 +89,7 @@ pub(super) fn steps(
     if !disks.iter().any(|disk| disk.keep == Keep::Snapshot) {
         steps.step = "remove snapshot";
         if shot.with_memory {
-            steps.task("VM.hard_shutdown", "the snapshot", "it is suspended");
+            steps.task("VM.hard_shutdown", "the snapshot", "it is suspended; its memory image goes");
         }
         steps.call("VM.destroy", "the snapshot", "its disks stay");
     }
@@ -104,11 +104,15 @@ fn snapshot_disk(name: &str) -> String {
 
 fn snapshot(steps: &mut Steps, vm: &Vm, shot: &Shot, disks: &[Disk]) {
     let object = format!("VM '{}'", vm.name_label);
-    for (at, call) in shot.calls.iter().enumerate() {
-        match at + 1 == shot.calls.len() {
-            true => steps.task(call, object.clone(), "named abd-JOB-snapshot"),
-            // Refused at once: there is no task.
-            false => steps.call(&format!("Async.{call}"), object.clone(), "this release refuses it"),
+    for try_ in &shot.tries {
+        match try_ {
+            Try::Works(call) => steps.task(call, object.clone(), "named abd-JOB-snapshot"),
+            Try::Fails(call) => steps.task(call, object.clone(), "this release cannot do that"),
+            // There is no task.
+            Try::Refused(call) => {
+                let detail = "this release does not know all of its parameters";
+                steps.call(&format!("Async.{call}"), object.clone(), detail);
+            }
         }
     }
     steps.mark("VM", "the snapshot", &[]);
@@ -187,6 +191,8 @@ fn rotate(steps: &mut Steps, facts: &Facts, vm: &Vm, shot: &Shot, disks: &[Disk]
                 steps.task("VDI.data_destroy", object, "only its change log stays, as the next reference");
             }
             Keep::Snapshot => steps.tags("VDI", &object, &[TAG_REFERENCE, TAG_STORE]),
+            // It went with the suspended snapshot.
+            Keep::Nothing if disk.is_memory() => {}
             Keep::Nothing => steps.call("VDI.destroy", object, ""),
         }
         for old in &disk.replaces {
