@@ -31,8 +31,7 @@ Exit codes:
   4  credentials refused                    12  nothing done
   5  pool unreachable                       13  ALARM: an audit failed
   6  certificate not trusted or changed     14  another run is active
-  7  template missing or of another         130 stopped by a signal
-     version";
+  7  template missing or outdated          130  stopped by a signal";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]

@@ -250,7 +250,13 @@ fn conclusion(kind: Kind, summary: &RunSummary) -> Error {
             error(format!("none of {} VMs was backed up: every job was left out", counts.selected))
                 .remedy("the summary says why")
         }
-        _ if missing == 0 => error(summary.error.clone().unwrap_or_else(|| "the run failed".into())),
+        _ if missing == 0 => {
+            let error = error(summary.error.clone().unwrap_or_else(|| "the run failed".into()));
+            match &summary.remedy {
+                Some(remedy) => error.remedy(remedy.clone()),
+                None => error,
+            }
+        }
         _ => error(format!("{missing} of {} jobs failed or were left out", counts.selected)),
     }
 }
