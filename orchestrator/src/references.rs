@@ -36,12 +36,16 @@ pub async fn rotate(
         let object = format!("snapshot disk {}", rotation.vdi);
         let done = match rotation.keep {
             Keep::Metadata => make_reference(pool, rotation).await,
-            Keep::Snapshot => tag_reference(pool, rotation).await.map(|_| false),
-            Keep::Nothing => destroy_vdi(pool, &rotation.vdi).await,
+            Keep::Snapshot => tag_reference(pool, rotation).await.map(|found| match found {
+                Some(_) => Successor::Is,
+                None => Successor::Gone,
+            }),
+            Keep::Nothing => destroy_vdi(pool, &rotation.vdi).await.map(|_| Successor::Unwanted),
         };
-        let succeeded = done.is_ok();
-        removed.note(object, done);
-        for old in rotation.replaces.iter().filter(|_| succeeded) {
+        // Where somebody removed the successor, the old reference is still good.
+        let may_drop = matches!(done, Ok(Successor::Made | Successor::Is | Successor::Unwanted));
+        removed.note(object, done.map(|successor| successor == Successor::Made));
+        for old in rotation.replaces.iter().filter(|_| may_drop) {
             let result = drop_reference(pool, old).await;
             removed.note(format!("old reference {old}"), result);
         }
@@ -56,20 +60,32 @@ pub async fn rotate(
     tracing::debug!(job, "references rotated");
 }
 
-/// Takes the data out of a snapshot VDI and leaves its change-tracking metadata, tagged as a reference. `true` where
-/// there was data.
-async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<bool> {
+/// What became of a snapshot disk that was to follow the old references.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    /// It is a reference from now on.
+    Made,
+    /// It was one already.
+    Is,
+    /// Somebody removed it.
+    Gone,
+    /// None was wanted.
+    Unwanted,
+}
+
+/// Takes the data out of a snapshot VDI and leaves its change-tracking metadata, tagged as a reference.
+async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<Successor> {
     let uuid = &rotation.vdi;
-    let Some((vdi, record)) = tag_reference(pool, rotation).await? else { return Ok(false) };
+    let Some((vdi, record)) = tag_reference(pool, rotation).await? else { return Ok(Successor::Gone) };
     if record.kind == VdiType::CbtMetadata {
-        return Ok(false);
+        return Ok(Successor::Is);
     }
     until_free(
         || format!("remove the data of snapshot VDI {uuid}"),
         async || pool.client.vdi_data_destroy(&vdi).await,
     )
     .await?;
-    Ok(true)
+    Ok(Successor::Made)
 }
 
 async fn tag_reference(pool: &Pool, rotation: &Rotation) -> Result<Option<(Ref<Vdi>, Vdi)>> {
@@ -142,7 +158,11 @@ async fn drop_reserved(pool: &Pool, newest: &Reserve, removed: &mut Removed) {
         Err(error) => return removed.leftovers.push(format!("old reserved snapshots: {error}")),
     };
     let kept = reserved_of(&pool.owner, &vms, &newest.vm, &newest.store);
-    for (reference, vm) in kept.into_iter().filter(|(_, vm)| vm.uuid.as_str() != newest.snapshot) {
+    // Only what is older: the journal of a job that died may be worked through after a later job reserved its own.
+    let Some((_, this)) = kept.iter().find(|(_, vm)| vm.uuid.as_str() == newest.snapshot) else { return };
+    let before = this.snapshot_time.clone();
+    let old = |vm: &Vm| vm.uuid.as_str() != newest.snapshot && vm.snapshot_time <= before;
+    for (reference, vm) in kept.into_iter().filter(|(_, vm)| old(vm)) {
         remove_reserved(pool, reference, vm, removed).await;
     }
 }

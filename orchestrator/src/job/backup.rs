@@ -8,7 +8,7 @@ use super::delegate::{Attachment, Outcome, Site};
 use super::placement::{self, Round, rounds};
 use super::snapshot::Snapshot;
 use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::spec::JobOptions;
@@ -61,7 +61,7 @@ pub async fn run(
         Ok(Entrance::Closed(why)) => return job.skipped(&why),
         Err(error) => return job.abandon(error.into(), &entries).await,
     };
-    match job.backup(vm, record, host, &history, &mut entries, started).await {
+    match job.backup(vm, host, &history, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
         Ok((Tidied::Partly, summary)) => job.left_something(summary),
@@ -96,12 +96,13 @@ impl Job<'_> {
     async fn backup(
         &self,
         vm: &Ref<Vm>,
-        record: &Vm,
         host: Option<&Ref<Host>>,
         history: &History,
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
+        // Read again: hooks and waits may have passed since the run looked, and a disk may have been attached.
+        let record = &self.pool.client.get_record::<Vm>(vm).await.context(|| "look at the VM".into())?;
         let mut live = self.live_disks(record).await?;
         let site = placement::Site::look(&self.pool).await?;
         let preferred = placement::preference(host, Some(record));

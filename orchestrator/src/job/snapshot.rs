@@ -125,6 +125,15 @@ impl Job<'_> {
 
     /// Pairs the live disks with the snapshot's by `snapshot_of`, never by position.
     pub(super) fn pair(&self, live: &LiveDisks, snapshot: &Snapshot) -> Result<Vec<Source>> {
+        let known =
+            |of: &Ref<Vdi>| live.excluded.contains(of) || live.wanted.iter().any(|disk| disk.vdi == *of);
+        if let Some((_, stranger)) = snapshot.disks.iter().find(|(_, vdi)| !known(&vdi.snapshot_of)) {
+            let message = format!(
+                "a disk was attached to {} while its snapshot was made: '{}'",
+                self.subject, stranger.name_label
+            );
+            return Err(Error::new(Kind::Failed, message).remedy("run the job again"));
+        }
         let mut sources = Vec::new();
         for LiveDisk { vdi: live, record, vbd, untracked } in &live.wanted {
             let mut found = snapshot.disks.iter().filter(|(_, vdi)| vdi.snapshot_of == *live);
