@@ -330,7 +330,7 @@ mod tests {
                 r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0},"read":3,"stored":2,"#,
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
-                r#""read":3,"stored":2}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""read":3,"audited":0,"mismatched":0,"stored":2}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );
