@@ -58,19 +58,26 @@ pub async fn remove_job(pool: &Pool, job: &str, entries: &[Entry]) -> Result<Rem
     Ok(removed)
 }
 
-/// Whether the last call that was announced may still bring its object about: nothing says that it came to an end.
-pub fn is_unsettled(entries: &[Entry]) -> bool {
-    let mut open = false;
+/// Whether the last call that was announced may still bring its object about: nothing says that it came to an end, and
+/// what it makes was not among what was `removed`.
+pub fn is_unsettled(entries: &[Entry], removed: &Removed) -> bool {
+    let mut open = None;
     for entry in entries {
         match entry {
             Entry::SnapshotIntent { .. } | Entry::DelegateIntent { .. } | Entry::VdiIntent { .. } => {
-                open = true
+                open = Some(entry);
             }
-            Entry::Snapshot { .. } | Entry::Delegate { .. } | Entry::Vdi { .. } => open = false,
+            Entry::Snapshot { .. } | Entry::Delegate { .. } | Entry::Vdi { .. } => open = None,
             _ => {}
         }
     }
-    open
+    match open {
+        None => false,
+        Some(Entry::SnapshotIntent { name, .. } | Entry::DelegateIntent { name }) => {
+            !removed.seen.contains(name)
+        }
+        Some(_) => removed.objects.is_empty(),
+    }
 }
 
 /// Removes the job's delegates and snapshot VMs. Their disks are marked first, so that they are found again
@@ -96,6 +103,7 @@ async fn remove_vms(
     ours.sort_by_key(|(_, vm)| vm.is_a_snapshot);
     let mut held = BTreeSet::new();
     for (reference, vm) in ours {
+        removed.seen.insert(vm.name_label.clone());
         let what = if vm.is_a_snapshot { "snapshot" } else { "delegate" };
         let object = format!("{what} {} ({})", vm.name_label, vm.uuid);
         let disks = all_disks(pool, vm).await?;
@@ -246,13 +254,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_journal_that_ends_with_an_intent_is_unsettled() {
+    fn a_journal_that_ends_with_an_intent_is_unsettled_until_its_object_was_seen() {
         let intent = Entry::DelegateIntent { name: "abd-j".into() };
         let made = Entry::Delegate { uuid: "u".into(), vdis: vec![] };
         let failed = Entry::Failed { reason: "r".into() };
-        assert!(!is_unsettled(&[]));
-        assert!(is_unsettled(&[intent.clone(), failed.clone()]));
-        assert!(!is_unsettled(&[intent.clone(), made.clone(), failed]));
-        assert!(is_unsettled(&[intent.clone(), made, intent]));
+        // The snapshot of the same job went: that says nothing about the delegate.
+        let other = Removed {
+            objects: vec!["snapshot".into()],
+            seen: BTreeSet::from(["abd-j-snapshot".into()]),
+            ..Removed::default()
+        };
+        assert!(!is_unsettled(&[], &other));
+        assert!(is_unsettled(&[intent.clone(), failed.clone()], &other));
+        assert!(!is_unsettled(&[intent.clone(), made.clone(), failed.clone()], &other));
+        assert!(is_unsettled(&[intent.clone(), made, intent.clone()], &other));
+        let seen = Removed { seen: BTreeSet::from(["abd-j".into()]), ..Removed::default() };
+        assert!(!is_unsettled(&[intent, failed], &seen));
     }
 }

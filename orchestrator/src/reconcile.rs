@@ -61,8 +61,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
             }
         };
         let clean = removed.leftovers.is_empty() && !busy.contains_key(&journal.job);
-        let waits = removed.objects.is_empty()
-            && cleanup::is_unsettled(&journal.entries)
+        let waits = cleanup::is_unsettled(&journal.entries, &removed)
             && journal.age().is_some_and(|age| age < SETTLED_AFTER);
         outcome.removed.objects.extend(removed.objects);
         outcome.removed.leftovers.extend(removed.leftovers);

@@ -24,6 +24,8 @@ pub struct Removed {
     pub objects: Vec<String>,
     /// What could not be removed, and why.
     pub leftovers: Vec<String>,
+    /// Names of the VMs of the job that were there: calls that were announced under them have come to their end.
+    pub seen: BTreeSet<String>,
 }
 
 impl Removed {
@@ -42,6 +44,7 @@ impl Removed {
     pub(crate) fn note_all(&mut self, other: Self) {
         self.objects.extend(other.objects);
         self.leftovers.extend(other.leftovers);
+        self.seen.extend(other.seen);
     }
 }
 

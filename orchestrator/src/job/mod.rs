@@ -269,8 +269,8 @@ impl<'a> Job<'a> {
             Err(error) => vec![format!("unknown: {}", error.chain())],
         };
         // The call may have reached the pool although its answer did not reach us.
-        let found = removed.is_ok_and(|removed| !removed.objects.is_empty());
-        if kind == Kind::Unreachable && cleanup::is_unsettled(entries) && !found {
+        let unsettled = removed.is_ok_and(|removed| cleanup::is_unsettled(entries, &removed));
+        if failure.error.is_open() && unsettled {
             leftovers.push("what was being made when the pool went silent may still appear".into());
         }
         let remedy = match failure.error.remedy_text() {
