@@ -107,6 +107,13 @@ impl Pool {
         }
     }
 
+    /// The same pool with other limits.
+    #[must_use]
+    pub fn with_waits(&self, waits: Waits) -> Self {
+        let (config, client, owner) = (self.config.clone(), self.client.clone(), self.owner.clone());
+        Self { config, client, owner, waits }
+    }
+
     /// Logs out.
     pub async fn close(&self) {
         if let Err(error) = self.client.close().await {

@@ -34,6 +34,10 @@ pub struct Outcome {
 /// old: a snapshot of many disks on slow storage takes minutes, not hours.
 const SETTLED_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 
+/// How long the disks of a job are tried that died longer ago than a detach ever takes: what holds them now is not
+/// about to let go, and every run of backups begins with this.
+const LATE_DETACH: Duration = Duration::from_secs(20);
+
 /// Cleans one pool. One job that resists does not keep the others from being cleaned.
 ///
 /// # Errors
@@ -53,7 +57,9 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
     }
     for journal in dead {
         outcome.jobs.push(journal.job.clone());
-        let removed = match cleanup::remove_job(pool, &journal.job, &journal.entries).await {
+        let old = journal.age().is_none_or(|age| age > pool.waits.detach);
+        let waiting = if old { &patient_no_more(pool) } else { pool };
+        let removed = match cleanup::remove_job(waiting, &journal.job, &journal.entries).await {
             Ok(removed) => removed,
             Err(error) => {
                 outcome.removed.leftovers.push(format!("job {}: {}", journal.job, error.chain()));
@@ -69,9 +75,16 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
             journal.finish()?;
         }
     }
+    let pool = &patient_no_more(pool);
     remove_orphans(&journals, pool, &mut outcome).await?;
     references::remove_stale(pool, &outcome.live, &mut outcome.removed).await?;
     Ok(outcome)
+}
+
+fn patient_no_more(pool: &Pool) -> Pool {
+    let mut waits = pool.waits;
+    waits.detach = waits.detach.min(LATE_DETACH);
+    pool.with_waits(waits)
 }
 
 /// Ends or waits for the operations that jobs which are over left under way in the pool. Gives those that go on
