@@ -7,4 +7,6 @@ mod faults;
 mod headless;
 mod incremental;
 mod jobs;
+mod plan;
 mod pools;
+mod preflight;
