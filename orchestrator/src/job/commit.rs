@@ -78,7 +78,8 @@ impl Job<'_> {
             let suspect = self.judge_audit(&mut planned, &done, history, &mut alarms);
             let Planned { source, base, decision } = planned;
             let keep = match () {
-                () if decision.cause == Cause::AuditAlarm => Keep::Nothing,
+                // The tracking that lied is started anew: what it says of this snapshot is worth nothing.
+                () if done.counts.mismatched.get() > 0 => Keep::Nothing,
                 () if source.tracked => Keep::Metadata,
                 () if self.reserves(&source) => Keep::Snapshot,
                 () => Keep::Nothing,
@@ -161,9 +162,12 @@ impl Job<'_> {
         for alarm in &alarms {
             tidied = tidied.and(self.distrust(alarm).await);
         }
+        // Asked before the point exists: between it and the journal's word of it nothing may take time, because a job
+        // that dies there leaves a point whose references are removed.
+        self.find_replaced(&mut rotations, &store_id).await;
         let store = run.store.clone();
         let id = blocking(move || store.commit_point(&point)).await?;
-        tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, &store_id, entries).await);
+        tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, entries).await);
         for alarm in &alarms {
             self.sound(alarm);
         }
@@ -243,17 +247,9 @@ impl Job<'_> {
         }
     }
 
-    /// Turns the snapshot's disks into references. The backup exists: what fails here is left for `reconcile`.
-    async fn rotate(
-        &self,
-        point: &str,
-        mut rotations: Vec<Rotation>,
-        reserve: Option<Reserve>,
-        store: &str,
-        entries: &mut Vec<Entry>,
-    ) -> Tidied {
+    /// Notes which references the new ones replace.
+    async fn find_replaced(&self, rotations: &mut [Rotation], store: &str) {
         let pool = &self.pool;
-        let mut tidied = Tidied::Fully;
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {
                 for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
@@ -264,6 +260,18 @@ impl Job<'_> {
             // The next run of this VM drops them.
             Err(error) => self.warn(format!("old references stay for now: {error}")),
         }
+    }
+
+    /// Turns the snapshot's disks into references. The backup exists: what fails here is left for `reconcile`.
+    async fn rotate(
+        &self,
+        point: &str,
+        rotations: Vec<Rotation>,
+        reserve: Option<Reserve>,
+        entries: &mut Vec<Entry>,
+    ) -> Tidied {
+        let pool = &self.pool;
+        let mut tidied = Tidied::Fully;
         let committed =
             Entry::Committed { point: point.to_owned(), vdis: rotations.clone(), reserve: reserve.clone() };
         if let Err(error) = self.record(entries, committed) {

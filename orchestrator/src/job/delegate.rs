@@ -25,6 +25,9 @@ const CODE_WATCHDOG: &str = "watchdog";
 const SILENCE: Duration = Duration::from_secs(5);
 /// Events of one VM that may wait: it changes a few times a second at most.
 const EVENT_QUEUE: usize = 64;
+/// Without an event for so long the delegate's record itself is read: events can be lost. Well within the time that a
+/// delegate asks for its order.
+const LOOK: Duration = Duration::from_secs(10);
 /// Pause before the events of a delegate are asked for again after the pool did not answer.
 const EVENT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -332,16 +335,21 @@ impl VmEvents {
     /// Follows one VM by events in a task of its own, so that a waiting request is never cut short.
     fn start(client: &xapi::Client, vm: &Ref<Vm>) -> Self {
         let (sender, received) = mpsc::channel(EVENT_QUEUE);
-        let (client, class) = (client.clone(), format!("vm/{vm}"));
+        let (client, vm, class) = (client.clone(), vm.clone(), format!("vm/{vm}"));
         let task = tokio::spawn(async move {
             let mut events = client.events(&[&class]);
             loop {
-                let event = match events.next().await {
-                    Ok(xapi::Event::Resync) => continue,
-                    Ok(xapi::Event::Changed(change)) if change.operation == xapi::Operation::Del => {
+                let event = match events.next_within(LOOK).await {
+                    Ok(None) => match client.get_record(&vm).await {
+                        Ok(vm) => VmEvent::Is(Box::new(vm)),
+                        Err(error) if crate::retry::is_gone(&error) => VmEvent::Gone,
+                        Err(error) => VmEvent::Silent(error),
+                    },
+                    Ok(Some(xapi::Event::Resync)) => continue,
+                    Ok(Some(xapi::Event::Changed(change))) if change.operation == xapi::Operation::Del => {
                         VmEvent::Gone
                     }
-                    Ok(xapi::Event::Changed(change)) => match change.as_record::<Vm>() {
+                    Ok(Some(xapi::Event::Changed(change))) => match change.as_record::<Vm>() {
                         Some(Ok((_, vm))) => VmEvent::Is(Box::new(vm)),
                         _ => continue,
                     },

@@ -101,8 +101,8 @@ impl EventStream {
         }
     }
 
-    /// The next event within a time.
-    pub(crate) async fn next_within(&mut self, wait: Duration) -> Result<Option<Event>> {
+    /// The next event within a time; none where nothing came. An error does not end the stream: ask again.
+    pub async fn next_within(&mut self, wait: Duration) -> Result<Option<Event>> {
         if self.pending.is_empty() {
             self.ask(wait).await?;
         }
