@@ -7,3 +7,4 @@ mod faults;
 mod incremental;
 mod jobs;
 mod pools;
+mod soak;

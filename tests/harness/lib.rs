@@ -5,10 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod content;
+mod draw;
 mod lab;
+mod model;
 mod run;
 
+pub use admin::Admin;
 pub use content::{noise, text};
+pub use draw::Draw;
 pub use lab::{Lab, Options, Vm};
+pub use model::{Expected, Model, SparseDigest, list};
 pub use run::{Output, Running};

@@ -1,0 +1,226 @@
+//! What must hold after every run: restore points that are true, users who have everything, and a pool without
+//! leftovers.
+
+use super::run::Ended;
+use ads::{DiskMode, PointDisk, PointId, Store, StoredPoint};
+use e2e::{Expected, Model, SparseDigest, list};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+const BLOCK: u64 = 65_536;
+const TAG_REFERENCE: &str = "abd:reference";
+const TAG_JOB: &str = "abd:job";
+/// End of the name of a reserved snapshot.
+const RESERVED: &str = "-reserved";
+
+/// What is compared, and with what.
+pub(super) struct Checks {
+    store: PathBuf,
+    /// Objects of the pool that are there without users and without jobs.
+    furniture: BTreeSet<String>,
+    /// By uuid of the VM, what its next restore point must hold.
+    expected: BTreeMap<String, BTreeMap<String, Expected>>,
+    seen: BTreeSet<PointId>,
+    /// Runs that could not log out.
+    pub(super) sessions_may_stay: u64,
+    points: u64,
+    modes: BTreeMap<&'static str, u64>,
+}
+
+impl fmt::Display for Checks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let modes: Vec<_> = self.modes.iter().map(|(mode, count)| format!("{mode} {count}")).collect();
+        write!(f, "{} restore points compared, modes {}", self.points, modes.join(", "))
+    }
+}
+
+impl Checks {
+    /// Of a pool in which there is nothing yet but its furniture.
+    pub(super) fn new(inventory: &Value, store: PathBuf) -> Self {
+        let classes = ["VM", "VBD", "VIF", "VDI"];
+        let uuids = classes.iter().flat_map(|class| list(inventory, class)).map(uuid);
+        Self {
+            store,
+            furniture: uuids.collect(),
+            expected: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            sessions_may_stay: 0,
+            points: 0,
+            modes: BTreeMap::new(),
+        }
+    }
+
+    /// The next restore points of these VMs must hold what they have now.
+    pub(super) fn expect(&mut self, model: &mut Model, vms: &[usize]) {
+        self.expected = vms.iter().map(|vm| (model.uuid(*vm).to_owned(), model.expected(*vm))).collect();
+    }
+
+    /// Compares every restore point that was not there before.
+    pub(super) fn compare(&mut self, ended: &Ended) -> Result<(), String> {
+        if !self.store.exists() {
+            return Ok(());
+        }
+        let store = Store::open(&self.store).map_err(|error| format!("open the store: {error}"))?;
+        let all = store.points().map_err(|error| format!("list restore points: {error}"))?;
+        if let Some(damaged) = all.damaged.first() {
+            return Err(format!("{}: {}", damaged.path.display(), damaged.reason));
+        }
+        if let Some(pack) = store.skipped_packs().first() {
+            return Err(format!("a pack cannot be used: {pack:?}"));
+        }
+        let mut found = BTreeSet::new();
+        for stored in &all.points {
+            if self.seen.insert(stored.id) {
+                self.point(&store, stored, ended).map_err(|what| {
+                    format!(
+                        "restore point {} of {}: {what}\n{}",
+                        stored.id,
+                        stored.point.vm.name,
+                        ended.text()
+                    )
+                })?;
+            }
+            found.insert(stored.id.to_string());
+        }
+        let said = ended.all("job-done").filter_map(|job| job["point"].as_str());
+        match said.into_iter().find(|point| !found.contains(*point)) {
+            Some(point) => Err(format!("job done, but restore point {point} is not in the store")),
+            None => Ok(()),
+        }
+    }
+
+    fn point(&mut self, store: &Store, stored: &StoredPoint, ended: &Ended) -> Result<(), String> {
+        let vm = stored.point.vm.uuid.as_str();
+        let expected = self.expected.get(vm).ok_or("the VM was not backed up in this run")?;
+        let has: BTreeSet<&str> = stored.point.disks.iter().map(|disk| disk.vdi.as_str()).collect();
+        let wants: BTreeSet<&str> = expected.keys().map(String::as_str).collect();
+        if has != wants {
+            return Err(format!("it has the disks {has:?}, the VM had {wants:?}"));
+        }
+        let snapshots =
+            ended.log.iter().filter(|entry| entry["kind"] == "snapshot-content" && entry["vm"] == vm);
+        let snapshot = snapshots.last().ok_or("the simulator saw no snapshot of the VM")?;
+        for disk in &stored.point.disks {
+            same(store, disk, &expected[&disk.vdi], snapshot)
+                .map_err(|what| format!("disk {} ({:?}, {}): {what}", disk.vdi, disk.mode, disk.reason))?;
+            *self.modes.entry(mode(disk.mode)).or_default() += 1;
+        }
+        self.points += 1;
+        Ok(())
+    }
+
+    /// Users have everything they had.
+    pub(super) fn users(&self, model: &Model, inventory: &Value) -> Result<(), String> {
+        match model.missing(inventory).as_slice() {
+            [] => Ok(()),
+            missing => Err(format!("lost from the pool: {}", missing.join("; "))),
+        }
+    }
+
+    /// Nothing of ours is there but references: one at most for each disk that exists, or one reserved snapshot for
+    /// each VM.
+    pub(super) fn leftovers(&self, model: &Model, inventory: &Value) -> Result<(), String> {
+        let reserved: BTreeMap<String, &Value> = list(inventory, "VM")
+            .filter(|vm| vm["name_label"].as_str().is_some_and(|name| name.ends_with(RESERVED)))
+            .map(|vm| (uuid(vm), vm))
+            .collect();
+        let mut per_vm: BTreeMap<&str, u64> = BTreeMap::new();
+        for vm in reserved.values() {
+            *per_vm.entry(vm["other_config"][TAG_REFERENCE].as_str().unwrap_or("(untagged)")).or_default() +=
+                1;
+        }
+        let of_reserved = |object: &Value| reserved.contains_key(object["VM"].as_str().unwrap_or_default());
+        let vdis_of_reserved: BTreeSet<&str> = list(inventory, "VBD")
+            .filter(|vbd| of_reserved(vbd))
+            .filter_map(|vbd| vbd["VDI"].as_str())
+            .collect();
+        let mut per_disk: BTreeMap<&str, u64> = BTreeMap::new();
+        for class in ["VM", "VBD", "VIF", "VDI"] {
+            for object in list(inventory, class) {
+                let id = uuid(object);
+                if self.furniture.contains(&id) || model.owns(class, object) {
+                    continue;
+                }
+                let kept = match class {
+                    "VM" => reserved.contains_key(&id),
+                    "VDI" => vdis_of_reserved.contains(id.as_str()) || object["type"] == "cbt_metadata",
+                    _ => of_reserved(object),
+                };
+                if !kept {
+                    return Err(format!("left in the pool: {class} {object:#}"));
+                }
+                if class == "VDI" && object["type"] == "cbt_metadata" {
+                    let live = object["other_config"][TAG_REFERENCE].as_str().unwrap_or("(untagged)");
+                    *per_disk.entry(live).or_default() += 1;
+                }
+            }
+        }
+        let many = per_vm.iter().chain(&per_disk).find(|(_, count)| **count > 1);
+        if let Some((of, count)) = many {
+            return Err(format!("{count} references of {of}"));
+        }
+        let stale = per_disk.keys().find(|live| !model.has_disk(live));
+        match stale {
+            // A disk that is gone is noticed by `reconcile`, and by the next run: nothing is wrong until then.
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Whether the restore point's disk holds what the simulator says the snapshot held, and what the users wrote.
+fn same(store: &Store, disk: &PointDisk, expected: &Expected, snapshot: &Value) -> Result<(), String> {
+    let digest = digest(store, disk)?;
+    let disks = snapshot["disks"].as_array().ok_or("the simulator's log is not understood")?;
+    let held = disks.iter().find(|held| held["vdi"] == disk.vdi.as_str());
+    let held = held.ok_or("the snapshot has no such disk")?;
+    let size = disk.tree.size.get();
+    if held["size"] != size || expected.size != size {
+        return Err(format!(
+            "it has {size} bytes, the snapshot {}, the disk {}",
+            held["size"], expected.size
+        ));
+    }
+    if held["digest"] != digest.as_str() {
+        return Err(format!(
+            "it differs from what it held at its snapshot: {digest}, not {}",
+            held["digest"]
+        ));
+    }
+    if expected.digest != digest {
+        return Err(format!("it differs from what users wrote: {digest}, not {}", expected.digest));
+    }
+    if u64::from(disk.userdevice) != expected.position {
+        return Err(format!("its position is {}, not {}", disk.userdevice, expected.position));
+    }
+    match &disk.reference {
+        Some(reference) if held["snapshot_vdi"] != reference.as_str() => {
+            Err(format!("its reference is {reference}, the snapshot's disk {}", held["snapshot_vdi"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The simulator's digest, of a disk in the store.
+fn digest(store: &Store, disk: &PointDisk) -> Result<String, String> {
+    let mut digest = SparseDigest::new(disk.tree.size.get());
+    let read = store.read_disk(&disk.tree, &mut |offset, bytes| {
+        digest.block(offset.get() / BLOCK, bytes);
+        Ok(())
+    });
+    read.map_err(|error| format!("read it from the store: {error}"))?;
+    Ok(digest.finish())
+}
+
+fn mode(mode: DiskMode) -> &'static str {
+    match mode {
+        DiskMode::Cbt => "cbt",
+        DiskMode::Scan => "scan",
+        DiskMode::Full => "full",
+    }
+}
+
+fn uuid(object: &Value) -> String {
+    object["uuid"].as_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,227 @@
+//! What goes wrong in a run, drawn from the seed.
+
+use e2e::Draw;
+use serde_json::{Value, json};
+use std::fmt;
+use std::time::Duration;
+
+/// Calls of a run, as far as they are counted: so many for each VM, and for the run itself. A fault that would strike
+/// a later one does not strike.
+const CALLS_PER_JOB: u64 = 75;
+const CALLS_PER_RUN: u64 = 12;
+/// Lines of output of a run, likewise.
+const LINES_PER_JOB: u64 = 10;
+/// Longest delay of one call.
+const LONGEST_DELAY_MS: u64 = 900;
+
+/// Calls that jobs make, for faults that are aimed at a kind.
+const METHODS: &[&str] = &[
+    "VM.snapshot",
+    "VM.clone",
+    "VM.provision",
+    "VM.start_on",
+    "VM.start",
+    "VM.destroy",
+    "VM.hard_shutdown",
+    "VM.add_to_other_config",
+    "VM.set_xenstore_data",
+    "VM.get_record",
+    "VM.get_all_records",
+    "VM.get_by_uuid",
+    "VBD.create",
+    "VBD.get_record",
+    "VIF.create",
+    "VDI.enable_cbt",
+    "VDI.list_changed_blocks",
+    "VDI.data_destroy",
+    "VDI.destroy",
+    "VDI.add_to_other_config",
+    "VDI.get_record",
+    "VDI.get_all_records",
+    "VDI.get_by_uuid",
+    "GET /export_raw_vdi",
+    "event.from",
+    "session.login_with_password",
+    "session.logout",
+    "task.get_record",
+    "PBD.get_all_records",
+    "*",
+];
+
+/// What a pool answers when something is wrong with it for a while, or for good. None of them is a lie: a pool that
+/// says that an object is gone while it is there cannot be cleaned by anybody.
+const ERRORS: &[&[&str]] = &[
+    &["INTERNAL_ERROR", "Unix.Unix_error(Unix.ENOSPC, \"write\", \"\")"],
+    &["SR_BACKEND_FAILURE_44", "", "There is insufficient space", ""],
+    &["SR_BACKEND_FAILURE_46", "", "The VDI is not available", ""],
+    &["OTHER_OPERATION_IN_PROGRESS", "VDI", "OpaqueRef:other"],
+    &["VDI_IN_USE", "OpaqueRef:disk", "data_destroy"],
+    &["TOO_MANY_PENDING_TASKS"],
+    &["HOST_OFFLINE", "OpaqueRef:host"],
+    &["SESSION_INVALID", "OpaqueRef:session"],
+    &["OPERATION_NOT_ALLOWED", "the lab says so"],
+];
+
+/// The moment at which this test, not the pool, does something: when the run printed so many lines.
+pub(super) type Line = u64;
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Trouble {
+    /// Nothing.
+    None,
+    /// Calls are refused, cut or slow: the object for `/lab/faults`.
+    Calls(&'static str, Value),
+    /// A call is never answered; `abd` is killed when that happens.
+    Frozen(Value),
+    /// `abd` is killed.
+    Kill(Line),
+    /// `abd` gets SIGINT.
+    Interrupt(Line),
+    /// All sessions are forgotten.
+    Sessions(Line),
+    /// A delegate is killed as soon as the run says that it works.
+    Delegate,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// Things that users do before it.
+    pub(super) changes: u64,
+    /// VMs, by number.
+    pub(super) vms: Vec<usize>,
+    /// Most jobs at once.
+    pub(super) jobs: u64,
+    /// Start from no earlier restore point.
+    pub(super) full: bool,
+    /// Users write while delegates read.
+    pub(super) busy: bool,
+    /// What goes wrong.
+    pub(super) trouble: Trouble,
+    /// Whether `abd reconcile` comes after it, where something died.
+    pub(super) reconcile: bool,
+}
+
+impl Trouble {
+    /// The kind, for counting.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Calls(kind, _) => kind,
+            Self::Frozen(_) => "frozen call and SIGKILL",
+            Self::Kill(_) => "SIGKILL",
+            Self::Interrupt(_) => "SIGINT",
+            Self::Sessions(_) => "sessions dropped",
+            Self::Delegate => "delegate killed",
+        }
+    }
+
+    /// Whether `abd` itself is killed.
+    pub(super) fn kills(&self) -> bool {
+        matches!(self, Self::Frozen(_) | Self::Kill(_))
+    }
+
+    /// Whether answers may get lost on their way, so that nobody knows what the pool made of the question.
+    pub(super) fn loses_answers(&self) -> bool {
+        matches!(self, Self::Calls(_, fault) if fault["drop"] == true || fault["when"] == "after")
+    }
+
+    fn draw(draw: &mut Draw, vms: u64) -> Self {
+        let lines = LINES_PER_JOB * vms;
+        let calls = CALLS_PER_RUN + CALLS_PER_JOB * vms;
+        match draw.below(24) {
+            0..=10 => Self::None,
+            11..=13 => Self::Calls("error", error(draw, vms)),
+            14 => Self::Calls("drop before", dropped(draw, vms, "before")),
+            15 => Self::Calls("drop after", dropped(draw, vms, "after")),
+            16 => Self::Calls("delay", delay(draw, calls)),
+            17 => Self::Calls(
+                "events lost",
+                json!({"method": "event.from", "nth": draw.between(1, 2 * vms),
+                "lose_events": draw.between(1, 3)}),
+            ),
+            18 => Self::Calls(
+                "events doubled",
+                json!({"method": "event.from", "nth": 1,
+                "count": 50, "double_events": true}),
+            ),
+            19 | 20 => {
+                Self::Frozen(json!({"method": "*", "except": ["event.from"], "writes": draw.once_in(2),
+                "nth": draw.between(1, calls), "when": when(draw), "freeze": true}))
+            }
+            21 => match draw.once_in(2) {
+                true => Self::Kill(draw.between(1, lines)),
+                false => Self::Interrupt(draw.between(1, lines)),
+            },
+            22 => Self::Sessions(draw.between(1, lines)),
+            _ => Self::Delegate,
+        }
+    }
+}
+
+impl Plan {
+    /// The next run, over some of so many VMs.
+    pub(super) fn draw(draw: &mut Draw, all: usize) -> Self {
+        let count = draw.weighted(&[(1, 3), (2, 4), (3, 4), (4, 4), (6, 2), (8, 1)]);
+        let trouble = Trouble::draw(draw, count as u64);
+        Self {
+            changes: draw.between(1, 14),
+            vms: draw.some_of(all, count),
+            jobs: draw.between(2, 4),
+            full: draw.once_in(25),
+            busy: draw.once_in(3),
+            trouble,
+            reconcile: draw.once_in(2),
+        }
+    }
+}
+
+fn method(draw: &mut Draw, vms: u64) -> (&'static str, u64) {
+    let method = *draw.pick(METHODS);
+    let last = match method {
+        "*" => CALLS_PER_JOB * vms,
+        "session.login_with_password" | "session.logout" => 1,
+        _ => 3 * vms,
+    };
+    (method, draw.between(1, last))
+}
+
+fn when(draw: &mut Draw) -> &'static str {
+    if draw.once_in(2) { "before" } else { "after" }
+}
+
+fn error(draw: &mut Draw, vms: u64) -> Value {
+    let (method, nth) = method(draw, vms);
+    json!({"method": method, "nth": nth, "count": draw.between(1, 3), "when": when(draw),
+        "error": draw.pick(ERRORS)})
+}
+
+fn dropped(draw: &mut Draw, vms: u64, when: &str) -> Value {
+    let (method, nth) = method(draw, vms);
+    json!({"method": method, "nth": nth, "count": draw.between(1, 2), "when": when, "drop": true})
+}
+
+fn delay(draw: &mut Draw, calls: u64) -> Value {
+    json!({"method": "*", "nth": draw.between(1, calls), "count": draw.between(1, 6),
+        "delay_ms": draw.between(1, LONGEST_DELAY_MS)})
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { changes, vms, jobs, full, busy, trouble, reconcile } = self;
+        write!(f, "{changes} changes; VMs {vms:?}, {jobs} at once")?;
+        for (flag, word) in [(full, "full"), (busy, "users write meanwhile"), (reconcile, "then reconcile")] {
+            if *flag {
+                write!(f, ", {word}")?;
+            }
+        }
+        match trouble {
+            Trouble::Calls(kind, fault) => write!(f, "; {kind}: {fault}"),
+            other => write!(f, "; {other:?}"),
+        }
+    }
+}
+
+/// Longest run: retries with all their pauses, on a machine that is busy.
+pub(super) const RUN_LIMIT: Duration = Duration::from_secs(240);
