@@ -2,9 +2,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report, table};
-use ads::{Depth, ErrorKind, Scope, Store, StoredPoint, VerifyReport};
+use ads::{Depth, ErrorKind, PointId, Scope, Store, StoredPoint, VerifyReport};
 use blocks::ByteCount;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -69,15 +70,23 @@ pub fn list(store: &Store, vm: Option<&str>, report: &Report) -> Result<()> {
         .iter()
         .filter(|stored| vm.is_none_or(|vm| stored.point.vm.name == vm || stored.point.vm.uuid == vm))
         .collect();
+    let doubts = Doubts::of(&all.points);
     let value = json!({
-        "points": points.iter().map(|stored| summary(stored)).collect::<Vec<_>>(),
+        "points": points.iter().map(|stored| summary(stored, &doubts)).collect::<Vec<_>>(),
         "damaged": all.damaged.iter().map(|d| json!({"path": d.path, "reason": d.reason.to_string()})).collect::<Vec<_>>(),
     });
     report.answer(&value, || match points.as_slice() {
         [] => "no restore points".into(),
         points => {
-            let rows: Vec<_> = points.iter().map(|stored| row(stored)).collect();
-            table(&["POINT", "TIME", "VM", "DISKS", "SIZE", "MODE", "READ", "STORED"], &rows)
+            let rows: Vec<_> = points.iter().map(|stored| row(stored, &doubts)).collect();
+            let mut text = table(&["POINT", "TIME", "VM", "DISKS", "SIZE", "MODE", "READ", "STORED", ""], &rows);
+            if points.iter().any(|stored| doubts.concern(stored)) {
+                text.push_str(
+                    "\nSUSPECT: an audit caught change tracking missing writes; what was not listed is missing in \
+                     these points. The next point of the same VM is whole.",
+                );
+            }
+            text
         }
     });
     match all.damaged.first() {
@@ -95,15 +104,33 @@ pub fn list(store: &Store, vm: Option<&str>, report: &Report) -> Result<()> {
     }
 }
 
-fn summary(stored: &StoredPoint) -> serde_json::Value {
+/// Restore points that a later audit puts in doubt.
+pub struct Doubts(BTreeSet<PointId>);
+
+impl Doubts {
+    /// Gathers what the points say about earlier ones.
+    pub fn of(points: &[StoredPoint]) -> Self {
+        let disks = points.iter().flat_map(|stored| &stored.point.disks);
+        Self(disks.flat_map(|disk| disk.suspect.iter().copied()).collect())
+    }
+
+    /// Whether a point is in doubt.
+    pub fn concern(&self, stored: &StoredPoint) -> bool {
+        self.0.contains(&stored.id)
+    }
+}
+
+fn summary(stored: &StoredPoint, doubts: &Doubts) -> serde_json::Value {
     json!({
+        "suspect": doubts.concern(stored), "quiesced": stored.point.quiesced,
+        "checkpoint": stored.point.checkpoint,
         "id": stored.id, "created": stored.point.created, "vm": stored.point.vm.name,
         "vm_uuid": stored.point.vm.uuid, "pool": stored.point.pool.name, "job": stored.point.job,
         "base": stored.point.base, "disks": stored.point.disks,
     })
 }
 
-fn row(stored: &StoredPoint) -> Vec<String> {
+fn row(stored: &StoredPoint, doubts: &Doubts) -> Vec<String> {
     let disks = &stored.point.disks;
     let sum = |of: &dyn Fn(&ads::PointDisk) -> ByteCount| {
         disks.iter().fold(ByteCount::new(0), |sum, disk| sum.saturating_add(of(disk))).to_string()
@@ -119,6 +146,7 @@ fn row(stored: &StoredPoint) -> Vec<String> {
         modes.join("+"),
         sum(&|disk| disk.counts.moved),
         sum(&|disk| disk.counts.sealed),
+        if doubts.concern(stored) { "SUSPECT".into() } else { String::new() },
     ]
 }
 
@@ -159,7 +187,14 @@ pub fn show(stored: &StoredPoint, report: &Report) {
             .collect();
         text.push_str(&table(&["DISK", "POSITION", "NAME", "SIZE", "MODE", "READ", "STORED"], &rows));
         for (at, disk) in point.disks.iter().enumerate() {
-            text.push_str(&format!("\n\ndisk {at}: VDI {}\n  read because: {}\n  tree id: {}", disk.vdi, disk.reason, disk.tree_id));
+            text.push_str(&format!("\n\ndisk {at}: VDI {}\n  read because: {} ({})\n  tree id: {}", disk.vdi, disk.reason, disk.cause, disk.tree_id));
+            if disk.counts.audited.get() > 0 {
+                text.push_str(&format!("\n  audit: {} compared, {} differed", disk.counts.audited, disk.counts.mismatched));
+            }
+            if !disk.suspect.is_empty() {
+                let points: Vec<_> = disk.suspect.iter().map(PointId::short).collect();
+                text.push_str(&format!("\n  in doubt since: {}", points.join(", ")));
+            }
         }
         text
     });

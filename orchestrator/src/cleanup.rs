@@ -6,10 +6,10 @@
 //! whoever clones our snapshot inherits them.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::journal::{Entry, Rotation};
-use crate::pool::{Pool, TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_RESTORED, TAG_STORE};
+use crate::journal::Entry;
+use crate::pool::{Pool, TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_RESTORED};
+use crate::references;
 use crate::retry::{is_gone, until_free};
-use std::collections::BTreeMap;
 use std::time::Duration;
 use xapi::{PowerState, Ref, StringMap, Uuid, Vbd, VbdType, Vdi, VdiType, Vm};
 
@@ -47,7 +47,7 @@ pub struct Removed {
 }
 
 impl Removed {
-    fn note(&mut self, object: String, result: Result<bool>) {
+    pub(crate) fn note(&mut self, object: String, result: Result<bool>) {
         match result {
             Ok(true) => self.objects.push(object),
             Ok(false) => {}
@@ -74,7 +74,9 @@ pub async fn remove_job(pool: &Pool, job: &str, entries: &[Entry]) -> Result<Rem
             Entry::Vdi { uuid } if restored => {
                 removed.note(format!("mark on restored disk {uuid}"), hand_over(pool, uuid).await);
             }
-            Entry::Committed { vdis, .. } => rotate(pool, job, vdis, &mut removed).await,
+            Entry::Committed { vdis, reserve, .. } => {
+                references::rotate(pool, job, vdis, reserve.as_ref(), &mut removed).await;
+            }
             _ => {}
         }
     }
@@ -121,8 +123,13 @@ fn is_ours(pool: &Pool, job: &str, vm: &Vm, entries: &[Entry], source: Option<&V
 /// whatever happens in between.
 async fn remove_vms(pool: &Pool, job: &str, entries: &[Entry], removed: &mut Removed) -> Result<()> {
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
+    let reserved = entries.iter().find_map(|entry| match entry {
+        Entry::Committed { reserve, .. } => reserve.as_ref().map(|reserve| reserve.snapshot.as_str()),
+        _ => None,
+    });
     for (reference, vm) in &vms {
-        if !is_ours(pool, job, vm, entries, vms.get(&vm.snapshot_of)) {
+        let stays = reserved == Some(vm.uuid.as_str());
+        if stays || !is_ours(pool, job, vm, entries, vms.get(&vm.snapshot_of)) {
             continue;
         }
         let (what, disks) = if vm.is_a_snapshot {
@@ -291,69 +298,6 @@ pub fn is_made_by_jobs(vdi: &Vdi) -> bool {
         || vdi.other_config.contains_key(TAG_DELEGATE)
         || vdi.other_config.contains_key(TAG_RESTORED);
     made && !reference && vdi.vbds.is_empty()
-}
-
-/// Turns the snapshot's disks into references, or removes them, and drops the references they replace. An
-/// old reference goes only once its successor is one.
-pub async fn rotate(pool: &Pool, job: &str, rotations: &[Rotation], removed: &mut Removed) {
-    for rotation in rotations {
-        let object = format!("snapshot disk {}", rotation.vdi);
-        let done = if rotation.keep_reference {
-            make_reference(pool, rotation).await
-        } else {
-            destroy_vdi(pool, &rotation.vdi).await
-        };
-        let succeeded = done.is_ok();
-        removed.note(object, done);
-        for old in rotation.replaces.iter().filter(|_| succeeded) {
-            let result = drop_reference(pool, old).await;
-            removed.note(format!("old reference {old}"), result);
-        }
-    }
-    tracing::debug!(job, "references rotated");
-}
-
-/// Takes the data out of a snapshot VDI and leaves its change-tracking metadata, tagged as a reference.
-async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<bool> {
-    let uuid = &rotation.vdi;
-    let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
-    let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
-    for (key, value) in [(TAG_REFERENCE, &rotation.live), (TAG_STORE, &rotation.store)] {
-        pool.client.add_to_other_config(&vdi, key, value).await.context(|| format!("tag VDI {uuid}"))?;
-    }
-    if record.kind == VdiType::CbtMetadata {
-        return Ok(false);
-    }
-    until_free(
-        || format!("remove the data of snapshot VDI {uuid}"),
-        async || pool.client.vdi_data_destroy(&vdi).await,
-    )
-    .await?;
-    Ok(true)
-}
-
-/// Uuids of the references that this installation keeps for the same live VDI and store, older than `newest`.
-pub fn references_of(pool: &Pool, vdis: &BTreeMap<Ref<Vdi>, Vdi>, newest: &Rotation) -> Vec<String> {
-    let is =
-        |vdi: &Vdi, key: &str, value: &str| vdi.other_config.get(key).is_some_and(|found| found == value);
-    vdis.values()
-        .filter(|vdi| vdi.uuid.as_str() != newest.vdi && vdi.kind == VdiType::CbtMetadata)
-        .filter(|vdi| is(vdi, TAG_OWNER, &pool.owner))
-        .filter(|vdi| is(vdi, TAG_REFERENCE, &newest.live) && is(vdi, TAG_STORE, &newest.store))
-        .map(|vdi| vdi.uuid.to_string())
-        .collect()
-}
-
-/// Destroys a reference if it is one of ours.
-async fn drop_reference(pool: &Pool, uuid: &str) -> Result<bool> {
-    let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
-    let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
-    let ours = record.other_config.get(TAG_OWNER).is_some_and(|owner| *owner == pool.owner);
-    if !ours || record.kind != VdiType::CbtMetadata {
-        tracing::warn!(vdi = uuid, "a recorded reference is not ours any more; it stays");
-        return Ok(false);
-    }
-    destroy_vdi(pool, uuid).await
 }
 
 #[cfg(test)]

@@ -74,6 +74,9 @@ pub enum Entry {
         point: String,
         /// What becomes of each VDI of the snapshot.
         vdis: Vec<Rotation>,
+        /// What becomes of the snapshot VM where it stays: pools without change tracking list changes from it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reserve: Option<Reserve>,
     },
     /// The restored VDIs are complete. From here on they are the user's and only lose our tags.
     Restored,
@@ -89,14 +92,37 @@ pub enum Entry {
 pub struct Rotation {
     /// Uuid of the snapshot's VDI.
     pub vdi: String,
-    /// Whether it stays as the reference of the next run, without its data.
-    pub keep_reference: bool,
+    /// What stays of it as the reference of the next run.
+    pub keep: Keep,
     /// Uuid of the live VDI whose changes it lists from then on.
     pub live: String,
     /// Id of the store that holds the base that goes with it.
     pub store: String,
     /// Uuids of the references that it replaces.
     pub replaces: Vec<String>,
+}
+
+/// What stays of a snapshot VDI when its job is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// Nothing: it is destroyed.
+    Nothing,
+    /// Its change-tracking metadata, without the data.
+    Metadata,
+    /// All of it, in the reserved snapshot of a pool without change tracking.
+    Snapshot,
+}
+
+/// The snapshot VM that stays as the VM's reserved snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// Its uuid.
+    pub snapshot: String,
+    /// Uuid of its VM.
+    pub vm: String,
+    /// Id of the store that holds the base that goes with it.
+    pub store: String,
 }
 
 /// The journal of a job that runs.

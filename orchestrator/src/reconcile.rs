@@ -7,11 +7,12 @@ use crate::cleanup::{self, Removed};
 use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{self, DeadJournal, Entry};
-use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE};
+use crate::pool::{Pool, TAG_JOB, TAG_OWNER};
+use crate::references;
 use crate::retry::is_gone;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use xapi::{Vdi, VdiType, Vm};
+use xapi::{Vdi, Vm};
 
 /// What a run of it did.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +59,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
         }
     }
     remove_orphans(state, pool, &mut outcome).await?;
-    remove_references(pool, &mut outcome).await?;
+    references::remove_stale(pool, &outcome.live, &mut outcome.removed).await?;
     Ok(outcome)
 }
 
@@ -105,23 +106,6 @@ async fn remove_orphans(state: &State, pool: &Pool, outcome: &mut Outcome) -> Re
             cleanup::remove_vdis(pool, &[uuid], "disk without a job", &mut outcome.removed).await;
         }
     }
-    Ok(())
-}
-
-/// References of this installation whose live disk is gone: nothing can be listed from them any more.
-async fn remove_references(pool: &Pool, outcome: &mut Outcome) -> Result<()> {
-    let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
-    let present: BTreeSet<&str> = vdis.values().map(|vdi| vdi.uuid.as_str()).collect();
-    let stale: Vec<String> = vdis
-        .values()
-        .filter(|vdi| vdi.kind == VdiType::CbtMetadata)
-        .filter(|vdi| vdi.other_config.get(TAG_OWNER).is_some_and(|owner| *owner == pool.owner))
-        .filter(|vdi| {
-            vdi.other_config.get(TAG_REFERENCE).is_some_and(|live| !present.contains(live.as_str()))
-        })
-        .map(|vdi| vdi.uuid.to_string())
-        .collect();
-    cleanup::remove_vdis(pool, &stale, "reference of a disk that is gone", &mut outcome.removed).await;
     Ok(())
 }
 

@@ -36,8 +36,10 @@ pub enum Event {
         subject: String,
         /// The disk's name.
         disk: String,
-        /// `cbt`, `scan` or `full`.
+        /// `cbt`, `vhd-diff`, `scan` or `full`.
         mode: String,
+        /// Why, as a stable code.
+        cause: String,
         /// Why.
         reason: String,
         /// Size of the disk in bytes.
@@ -72,6 +74,17 @@ pub enum Event {
         remedy: Option<String>,
         /// Objects that could not be removed from the pool.
         leftovers: Vec<String>,
+    },
+    /// An audit caught change tracking missing writes: earlier restore points are in doubt.
+    Alarm {
+        /// The job's uuid.
+        job: String,
+        /// The VM's name.
+        subject: String,
+        /// The disk's name.
+        disk: String,
+        /// What it means, and what to do.
+        message: String,
     },
     /// Odd, but it went on.
     Warning {
@@ -110,6 +123,9 @@ pub struct JobSummary {
     pub point: String,
     /// Wall time in milliseconds.
     pub elapsed_ms: u64,
+    /// Names of disks whose audit failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<String>,
     /// Each disk.
     pub disks: Vec<DiskSummary>,
     /// What the delegate reported of itself.
@@ -125,8 +141,10 @@ pub struct DiskSummary {
     pub vdi: String,
     /// Bytes of the disk.
     pub size: u64,
-    /// `cbt`, `scan`, `full` or `restore`.
+    /// `cbt`, `vhd-diff`, `scan`, `full` or `restore`.
     pub mode: String,
+    /// Why, as a stable code.
+    pub cause: String,
     /// Why.
     pub reason: String,
     /// The id that proves the disk.
@@ -225,6 +243,7 @@ impl Report {
                 let planned = ByteCount::new(*planned);
                 self.line(&format!("{subject:<20} {disk}: {mode}, {planned} to read ({reason})"));
             }
+            Event::Alarm { message, .. } => self.line(&format!("ALARM: {message}")),
             Event::Warning { message, .. } => self.line(&format!("warning: {message}")),
             Event::Note { message } => self.line(message),
         }
@@ -293,10 +312,14 @@ fn summary_text(summary: &JobSummary) -> String {
     for disk in &summary.disks {
         let counts = &disk.counts;
         let line = if summary.kind == "backup" {
+            let read = ByteCount::new(counts.moved.get().saturating_sub(counts.audited.get()));
+            let audit = match counts.audited.get() {
+                0 => String::new(),
+                _ => format!(", {} audited", counts.audited),
+            };
             format!(
-                "{}: {} of {} read ({}), {} new, {} stored",
+                "{}: {read} of {} read ({}){audit}, {} new, {} stored",
                 disk.name,
-                counts.moved,
                 ByteCount::new(disk.size),
                 disk.mode,
                 counts.shipped,

@@ -16,8 +16,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The last refusal, with the words of `what`.
 pub async fn until_free<T>(
     what: impl Fn() -> String,
-    mut call: impl AsyncFnMut() -> Result<T, xapi::Error>,
+    call: impl AsyncFnMut() -> Result<T, xapi::Error>,
 ) -> Result<T> {
+    until_free_raw(&what, call).await.context(what)
+}
+
+/// [`until_free`], for callers that must tell refusals apart.
+///
+/// # Errors
+/// The last refusal.
+pub async fn until_free_raw<T>(
+    what: impl Fn() -> String,
+    mut call: impl AsyncFnMut() -> Result<T, xapi::Error>,
+) -> Result<T, xapi::Error> {
     let mut pause = FIRST_PAUSE;
     for attempt in 1.. {
         match call().await {
@@ -26,7 +37,7 @@ pub async fn until_free<T>(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 3 / 2).min(LONGEST_PAUSE);
             }
-            result => return result.context(what),
+            result => return result,
         }
     }
     unreachable!("the loop ends with its last attempt")

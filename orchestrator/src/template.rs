@@ -162,11 +162,21 @@ pub async fn list(pool: &Pool) -> Result<Vec<Template>> {
         .collect())
 }
 
-/// The template that this orchestrator's jobs clone.
+/// A template together with the storage that a clone of it needs.
+#[derive(Clone, Debug)]
+pub struct TemplateAt {
+    /// The template.
+    pub template: Template,
+    /// Where its disks lie.
+    pub storage: Vec<Ref<Sr>>,
+}
+
+/// The templates that this orchestrator's jobs can clone: at least one. There are several where the pool's VMs lie
+/// on local storage of several hosts.
 ///
 /// # Errors
 /// [`Kind::Template`] where none has our version, naming those that are there.
-pub async fn find(pool: &Pool) -> Result<Template> {
+pub async fn usable(pool: &Pool) -> Result<Vec<TemplateAt>> {
     let all = list(pool).await?;
     let remedy = "import it: abd template import FILE.xva";
     if all.is_empty() {
@@ -174,16 +184,19 @@ pub async fn find(pool: &Pool) -> Result<Template> {
         return Err(Error::new(Kind::Template, message).remedy(remedy));
     }
     let versions = all.iter().map(|template| template.version.clone()).collect::<Vec<_>>().join(", ");
-    all.into_iter().find(|template| template.version == VERSION).ok_or_else(|| {
-        Error::new(
-            Kind::Template,
-            format!(
-                "the appliance template in pool '{}' is of version {versions}, this orchestrator needs {VERSION}",
-                pool.config.name
-            ),
-        )
-        .remedy(remedy)
-    })
+    let mut found = Vec::new();
+    for template in all.into_iter().filter(|template| template.version == VERSION) {
+        let storage = storage(pool, &template).await?;
+        found.push(TemplateAt { template, storage });
+    }
+    if found.is_empty() {
+        let message = format!(
+            "the appliance template in pool '{}' is of version {versions}, this orchestrator needs {VERSION}",
+            pool.config.name
+        );
+        return Err(Error::new(Kind::Template, message).remedy(remedy));
+    }
+    Ok(found)
 }
 
 /// The storage that a clone of the template needs.

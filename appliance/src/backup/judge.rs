@@ -1,11 +1,11 @@
 //! The judge: takes hashed reads in disk order, compares them with the base, builds the tree, and decides which
-//! blocks the store must be asked about.
+//! blocks the store must be asked about. Blocks that an audit sampled are compared and nothing else.
 
 use super::packer::ToPacker;
 use super::recent::Recent;
 use super::stages::{Batch, Candidate, Hashed};
 use crate::worker::{Error, NodesAhead, Run};
-use blocks::{BLOCK_SIZE, ByteCount};
+use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
 use diskio::{Filled, Pool};
 use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
 use std::collections::BTreeMap;
@@ -24,6 +24,21 @@ pub(super) struct Judge<'a> {
     pub(super) builder: TreeBuilder,
     pub(super) nodes: NodesAhead<'a>,
     pub(super) outlet: Outlet<'a>,
+    /// The blocks of an audit.
+    pub(super) sample: Option<&'a ChangedBlocks>,
+    /// Whether one of them differed.
+    pub(super) doubt: bool,
+}
+
+/// Plain bytes of one read, by what became of them; what is in none of these is on its way to the store.
+#[derive(Default)]
+struct Tally {
+    zero: u64,
+    unchanged: u64,
+    known: u64,
+    audited: u64,
+    mismatched: u64,
+    first_mismatch: Option<BlockIndex>,
 }
 
 /// The leaf that the current blocks belong to.
@@ -33,8 +48,10 @@ struct OpenLeaf {
 }
 
 impl Judge<'_> {
-    /// Judges until the reads end; gives the disk's tree, all of it durable in the store.
-    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Tree, Error> {
+    /// Judges until the reads end; gives the disk's tree, all of it durable in the store. No tree where an audited
+    /// block differs from the base; what was found to be new is then durable too, because the memory of what was
+    /// shipped goes on to the next pass.
+    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Option<Tree>, Error> {
         // Reads that overtook an earlier one; each holds a buffer, so the pool bounds them.
         let mut early = BTreeMap::new();
         let mut next_sequence = 0;
@@ -53,10 +70,14 @@ impl Judge<'_> {
             return Err(Error::Aborted);
         }
         self.close(&mut leaf)?;
-        let Self { builder, mut nodes, mut outlet, .. } = self;
+        let Self { builder, mut nodes, mut outlet, doubt, .. } = self;
+        if doubt {
+            outlet.settle_blocks()?;
+            return Ok(None);
+        }
         let tree = builder.finish(&mut nodes, &mut |id, node| outlet.emit(id, node))?;
         outlet.finish()?;
-        Ok(tree)
+        Ok(Some(tree))
     }
 
     /// The next read. A batch that holds the last buffers is sent off before waiting: its blocks hold on to buffers
@@ -78,7 +99,7 @@ impl Judge<'_> {
         let Hashed { filled, ids } = hashed;
         let size = filled.buffer.len();
         let chunk = Arc::new(filled);
-        let (mut zero, mut unchanged, mut known) = (0, 0, 0);
+        let mut tally = Tally::default();
         for ((block, id), at) in
             chunk.read.range.blocks().zip(ids).zip((0..size).step_by(BLOCK_SIZE as usize))
         {
@@ -86,9 +107,17 @@ impl Judge<'_> {
             let (node, slot) = self.leaf(block.get(), leaf)?;
             let old = node.block(slot);
             let plain_size = (end - at) as u64;
+            if self.sample.is_some_and(|sample| sample.contains(block)) {
+                tally.audited += plain_size;
+                if id != old {
+                    tally.mismatched += plain_size;
+                    tally.first_mismatch = tally.first_mismatch.or(Some(block));
+                }
+                continue;
+            }
             match id {
-                None => zero += plain_size,
-                Some(_) if id == old => unchanged += plain_size,
+                None => tally.zero += plain_size,
+                Some(_) if id == old => tally.unchanged += plain_size,
                 Some(_) => {}
             }
             if id == old {
@@ -99,20 +128,24 @@ impl Judge<'_> {
             if self.recent.insert(id) {
                 self.outlet.offer(Candidate { id, chunk: chunk.clone(), at: at..end })?;
             } else {
-                known += plain_size;
+                tally.known += plain_size;
             }
         }
-        self.count(&chunk, zero, unchanged, known);
+        self.doubt |= tally.first_mismatch.is_some();
+        self.count(&chunk, &tally);
         Ok(())
     }
 
-    fn count(&self, chunk: &Filled, zero: u64, unchanged: u64, known: u64) {
+    fn count(&self, chunk: &Filled, tally: &Tally) {
         let add = |count: &mut ByteCount, bytes| *count = count.saturating_add(ByteCount::new(bytes));
         self.run.count(self.disk, |counts| {
             add(&mut counts.moved, chunk.read.size.get());
-            add(&mut counts.zero, zero);
-            add(&mut counts.unchanged, unchanged);
-            add(&mut counts.known, known);
+            add(&mut counts.zero, tally.zero);
+            add(&mut counts.unchanged, tally.unchanged);
+            add(&mut counts.known, tally.known);
+            add(&mut counts.audited, tally.audited);
+            add(&mut counts.mismatched, tally.mismatched);
+            counts.first_mismatch = counts.first_mismatch.or(tally.first_mismatch);
         });
     }
 

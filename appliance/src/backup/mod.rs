@@ -6,17 +6,22 @@
 //! read (1, io_uring) → zero test and id (n) → judge (1) → known? (1) → seal (n) → pack and send (1)
 //!                                               └ tree nodes, sent after the blocks below them
 //! ```
-//! Promises: reads exactly the planned blocks, once; a tree node leaves this machine only after every block below it
+//! Promises: reads exactly the planned blocks, once, no faster than the order allows; compares what an audit sampled
+//! with the base, and reads the whole disk where that is not as it was said to be; a tree node leaves this machine only after every block below it
 //! was acknowledged as durable. Never: writes to a disk.
 
 mod disk;
 mod judge;
+mod pace;
 mod packer;
 mod recent;
 mod stages;
 
 use crate::worker::{Error, Run};
+use blocks::ByteCount;
+use disk::DiskBackup;
 use diskio::Pool;
+use pace::Pace;
 use recent::Recent;
 use wire::BackupDisk;
 
@@ -26,18 +31,25 @@ struct Carry {
     recent: Recent,
     /// Memory of packs, kept for the next ones.
     spare: Vec<Vec<u8>>,
+    pace: Pace,
 }
 
 /// Backs up the disks of an order, one after the other.
-pub(crate) fn run(run: &Run, level: i32, disks: &[BackupDisk]) -> Result<(), Error> {
+pub(crate) fn run(
+    run: &Run,
+    level: i32,
+    rate_limit: Option<ByteCount>,
+    disks: &[BackupDisk],
+) -> Result<(), Error> {
     let budget = &run.budget;
     let mut carry = Carry {
         pool: Pool::new(budget.read_buffers * budget.read_size, budget.read_size),
         recent: Recent::new(budget.remembered_ids),
         spare: Vec::new(),
+        pace: Pace::new(rate_limit),
     };
     for (disk, index) in disks.iter().zip(0..) {
-        disk::back_up(run, &mut carry, level, index, disk)?;
+        DiskBackup { run, level, index, disk }.run(&mut carry)?;
     }
     Ok(())
 }

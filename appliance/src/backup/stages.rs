@@ -1,5 +1,6 @@
 //! The stages around the judge: reading, hashing, asking the store, sealing.
 
+use super::pace::Pace;
 use super::packer::ToPacker;
 use crate::worker::{Error, Pending, Run, threads};
 use blocks::{BLOCK_SIZE, ByteCount, Read};
@@ -8,7 +9,11 @@ use seal::{BlockId, Codec, IdKey, Sealer, is_zero};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use wire::{KnownAnswer, PATH_KNOWN};
+
+/// A reader that waits to keep its rate looks up this often: a stop must not wait, and the watchdog must not bark.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// A read with the ids of its blocks; zero blocks have none.
 pub(super) struct Hashed {
@@ -53,12 +58,29 @@ impl Candidate {
 pub(super) fn read(
     run: &Run,
     mut engine: Box<dyn ReadEngine>,
-    mut plan: impl Iterator<Item = Read>,
+    plan: impl Iterator<Item = Read>,
+    pace: &mut Pace,
     chunks: &SyncSender<Filled>,
 ) -> Result<(), Error> {
-    while let Some(filled) = engine.next(&mut plan) {
+    let mut plan = pace.slow(plan, || run.outside.uptime());
+    loop {
+        while let Some(filled) = engine.next(&mut plan) {
+            run.check()?;
+            chunks.send(filled?).map_err(|_| Error::Aborted)?;
+        }
+        let Some(pause) = plan.pause() else { return Ok(()) };
+        rest(run, pause)?;
+    }
+}
+
+/// Waits because it was asked to: that counts as progress.
+fn rest(run: &Run, mut left: Duration) -> Result<(), Error> {
+    while !left.is_zero() {
         run.check()?;
-        chunks.send(filled?).map_err(|_| Error::Aborted)?;
+        run.outside.tick();
+        let step = left.min(LOOK_UP);
+        run.outside.sleep(step);
+        left -= step;
     }
     Ok(())
 }

@@ -21,9 +21,7 @@ use wire::{Claim, Failure, JobDone, Order, Progress, ProgressAnswer, Work};
 const DEFAULT_WATCHDOG: Duration = Duration::from_secs(90);
 /// The orchestrator reads our key from XenStore; until then it knows nobody.
 const CLAIM_LIMIT: Duration = Duration::from_secs(60);
-/// Pause between two claims: it doubles from the first to the last, as the key is usually read within milliseconds.
-const CLAIM_PAUSE_FIRST: Duration = Duration::from_millis(10);
-const CLAIM_PAUSE_LAST: Duration = Duration::from_millis(320);
+const CLAIM_PAUSE: Duration = Duration::from_millis(250);
 /// Errands that wait for the asynchronous side; it takes them at once.
 const ERRANDS: usize = 16;
 /// HTTP status of a key that the orchestrator does not know.
@@ -110,7 +108,6 @@ impl Conductor {
     fn claim(&self) -> Result<Order, Error> {
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let began = Instant::now();
-        let mut pause = CLAIM_PAUSE_FIRST;
         loop {
             let claim = Claim {
                 protocol: wire::PROTOCOL_VERSION,
@@ -123,8 +120,7 @@ impl Conductor {
             };
             match self.link.ask(wire::PATH_CLAIM, &claim) {
                 Err(Error::Refused { status: UNKNOWN_KEY, .. }) if began.elapsed() < CLAIM_LIMIT => {
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(CLAIM_PAUSE_LAST);
+                    thread::sleep(CLAIM_PAUSE);
                 }
                 answer => return answer,
             }
@@ -144,7 +140,9 @@ impl Conductor {
                 .spawn_scoped(scope, move || report(run, every, &wait))
                 .map_err(|source| Error::Start { what: "progress report", source })?;
             let outcome = match &order.work {
-                Work::Backup { level, disks, .. } => backup::run(run, i32::from(*level), disks),
+                Work::Backup { level, rate_limit, disks, .. } => {
+                    backup::run(run, i32::from(*level), *rate_limit, disks)
+                }
                 Work::Restore { disks } => restore::run(run, disks),
             };
             drop(done);

@@ -3,7 +3,7 @@
 use super::Error;
 use blocks::{ByteCount, MAX_DISK_SIZE};
 use std::collections::BTreeSet;
-use wire::{MAX_DISKS, Order, Work};
+use wire::{MAX_DISKS, MIN_RATE_LIMIT, Order, Work};
 
 /// Lowest userdevice of a disk to work on: below are the appliance's own.
 const MIN_USERDEVICE: u16 = 4;
@@ -26,12 +26,18 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
         return Err(refused(format!("progress every {} ms is not sensible", order.progress_ms)));
     }
     match &order.work {
-        Work::Backup { level, pack_size, disks } => {
+        Work::Backup { level, pack_size, rate_limit, disks } => {
             if *level > MAX_LEVEL {
                 return Err(refused(format!("zstd level {level} needs more memory than there is")));
             }
             if *pack_size as usize > seal::MAX_PACK_SIZE || u64::from(*pack_size) < 4 * blocks::BLOCK_SIZE {
                 return Err(refused(format!("packs of {pack_size} bytes are not possible")));
+            }
+            if let Some(rate) = rate_limit.filter(|rate| rate.get() > 0 && *rate < MIN_RATE_LIMIT) {
+                return Err(refused(format!("{rate} per second is less than {MIN_RATE_LIMIT}, the least")));
+            }
+            if let Some((disk, fault)) = disks.iter().find_map(|disk| Some((disk, disk.audit_fault()?))) {
+                return Err(refused(format!("the disk at userdevice {} has {fault}", disk.userdevice)));
             }
             check_disks(disks.iter().map(|disk| (disk.userdevice, disk.size)))
         }
@@ -71,7 +77,7 @@ fn refused(reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::{IdKeyBytes, RestoreDisk};
+    use wire::{Audit, BackupDisk, IdKeyBytes, RestoreDisk, Start};
 
     fn order(disks: &[(u16, u64)]) -> Order {
         let disks = disks
@@ -113,7 +119,24 @@ mod tests {
         }
         let many: Vec<_> = (4..4 + MAX_DISKS as u16 + 1).map(|userdevice| (userdevice, 512)).collect();
         assert!(check(&order(&many), "a").is_err());
-        let work = Work::Backup { level: 1, pack_size: 0, disks: Vec::new() };
-        assert!(check(&Order { work, ..order(&[(4, 512)]) }, "a").is_err());
+        let disk = BackupDisk {
+            userdevice: 4,
+            size: ByteCount::new(512),
+            start: Start::Nothing,
+            audit: Some(Audit::with_seed(1)),
+        };
+        let plain = BackupDisk { audit: None, ..disk.clone() };
+        let backup = |pack_size, rate_limit: Option<u64>, disk: &BackupDisk| {
+            let rate_limit = rate_limit.map(ByteCount::new);
+            let work = Work::Backup { level: 1, pack_size, rate_limit, disks: vec![disk.clone()] };
+            check(&Order { work, ..order(&[(4, 512)]) }, "a").map_err(|error| error.to_string())
+        };
+        let packs = 1 << 20;
+        assert!(backup(0, None, &plain).expect_err("packs").contains("packs of 0 bytes"));
+        assert!(backup(packs, Some(65_535), &plain).expect_err("rate").contains("per second"));
+        assert!(backup(packs, None, &disk).expect_err("audit").contains("without a bitmap"));
+        for rate in [None, Some(0), Some(65_536)] {
+            assert_eq!(backup(packs, rate, &plain), Ok(()));
+        }
     }
 }

@@ -40,6 +40,10 @@ pub trait Outside: Send + Sync + 'static {
     fn uptime(&self) -> Duration {
         clock::uptime()
     }
+    /// Lets that much of [`uptime`](Self::uptime) go by.
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
 }
 
 impl Outside for WorkerEnv {

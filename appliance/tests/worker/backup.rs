@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use wire::{BackupDisk, RestoreDisk, Start, Work};
 
 /// Reads a tree back with the store's own reader.
-fn read_back(lab: &Lab, tree: &seal::Tree, name: &str) -> PathBuf {
+pub(crate) fn read_back(lab: &Lab, tree: &seal::Tree, name: &str) -> PathBuf {
     let path = lab.path(name);
     let file = File::create(&path).expect("create");
     file.set_len(tree.size.get()).expect("size");
@@ -18,7 +18,7 @@ fn read_back(lab: &Lab, tree: &seal::Tree, name: &str) -> PathBuf {
     path
 }
 
-fn check(lab: &Lab, tree: &seal::Tree, path: &Path) {
+pub(crate) fn check(lab: &Lab, tree: &seal::Tree, path: &Path) {
     assert_same(path, &read_back(lab, tree, "read-back"));
 }
 
@@ -43,7 +43,7 @@ fn without_io_uring_the_same_comes_out_and_the_claim_says_why() {
     let (path, target) = (lab.path("disk"), lab.path("target"));
     disk(&path, 300 * BLOCK_SIZE + 512, &(0..301).filter(|block| block % 4 != 0).collect::<Vec<_>>());
     let plain = |path: &Path| Machine { io_uring: false, ..Machine::new([(4, path)]) };
-    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Nothing }];
+    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Nothing, audit: None }];
     let ended = lab.run(backup(disks), vec![None], plain(&path));
     ended.outcome.expect("backup");
     assert_eq!(ended.claim.expect("claimed").engine, "pread: asked for");
@@ -65,7 +65,7 @@ fn states_are_passed_in_order() {
     let lab = Lab::new();
     let path = lab.path("disk");
     disk(&path, 512, &[0]);
-    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Nothing }];
+    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Nothing, audit: None }];
     let ended = lab.run(backup(disks), vec![None], Machine::new([(4, path.as_path())]));
     ended.outcome.expect("backup");
     assert_eq!(ended.states, [State::Connecting, State::Claimed, State::Working]);
@@ -134,8 +134,12 @@ fn second_copies_within_a_job_are_shipped_once() {
         file.write_all_at(&noise(block % 10 + 1, BLOCK_SIZE as usize), block * BLOCK_SIZE).expect("write");
     }
     std::fs::copy(&first, &second).expect("copy");
-    let disks =
-        [4, 9].map(|userdevice| BackupDisk { userdevice, size: size_of(&first), start: Start::Nothing });
+    let disks = [4, 9].map(|userdevice| BackupDisk {
+        userdevice,
+        size: size_of(&first),
+        start: Start::Nothing,
+        audit: None,
+    });
     let machine = Machine::new([(4, first.as_path()), (9, second.as_path())]);
     let ended = lab.run(backup(disks.to_vec()), vec![None, None], machine);
     ended.outcome.expect("backup");
@@ -183,8 +187,9 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
     let written: Vec<u64> = (0..700).map(|leaf| leaf * 256 + leaf % 256).collect();
     disk(&path, 700 * 256 * BLOCK_SIZE, &written);
     let map = bitmap(size_of(&path), &written);
-    let disks = vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Allocated }];
-    let work = Work::Backup { level: 1, pack_size: 1 << 20, disks };
+    let disks =
+        vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Allocated, audit: None }];
+    let work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, disks };
     let ended = lab.run(work, vec![Some(map.to_xapi())], Machine::new([(4, path.as_path())]));
     ended.outcome.expect("backup");
     let counts = ended.done.expect("done").disks[0];

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use wire::{BackupDisk, RestoreDisk, Start, Work};
 
 fn one_disk(path: &Path) -> Work {
-    backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start: Start::Nothing }])
+    backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start: Start::Nothing, audit: None }])
 }
 
 fn a_disk(lab: &Lab, blocks: u64) -> PathBuf {
@@ -34,7 +34,8 @@ fn a_missing_disk_is_named_to_xenstore_and_to_the_orchestrator() {
 fn a_disk_of_another_size_is_refused() {
     let lab = Lab::new();
     let path = a_disk(&lab, 1);
-    let disks = vec![BackupDisk { userdevice: 4, size: ByteCount::new(512), start: Start::Nothing }];
+    let disks =
+        vec![BackupDisk { userdevice: 4, size: ByteCount::new(512), start: Start::Nothing, audit: None }];
     let ended = lab.run(backup(disks), vec![None], Machine::new([(4, path.as_path())]));
     assert_eq!(ended.outcome.expect_err("size").code(), "disk-size");
 }

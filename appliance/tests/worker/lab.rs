@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use wire::{BackupDisk, Claim, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
+use wire::{Audit, BackupDisk, Claim, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
 
 /// An orchestrator's half of the world.
 pub(crate) struct Lab {
@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) states: Mutex<Vec<State>>,
     pub(crate) ticks: AtomicU64,
     pub(crate) io_uring: bool,
+    /// A clock that moves only while the reader waits, instead of the machine's.
+    pub(crate) clock: Option<Arc<Mutex<Duration>>>,
 }
 
 /// What the orchestrator heard of a job.
@@ -82,13 +84,35 @@ impl Lab {
     }
 
     pub(crate) fn open(&self, work: Work, bitmaps: Vec<Option<Vec<u8>>>) -> (String, JobHandle) {
+        self.try_open(work, bitmaps).expect("job")
+    }
+
+    pub(crate) fn try_open(
+        &self,
+        work: Work,
+        bitmaps: Vec<Option<Vec<u8>>>,
+    ) -> Result<(String, JobHandle), ads::Error> {
         let number = self.next_job.fetch_add(1, Ordering::Relaxed);
         let job = format!("00000000-0000-4000-8000-{number:012}");
         let id_key = self.store.id_key_bytes();
         let order = Order { job: job.clone(), id_key, watchdog_s: WATCHDOG_S, progress_ms: 50, work };
         let _guard = self.runtime.enter();
-        let handle = self.service.open_job(JobGrant { job: job.clone(), order, bitmaps }).expect("job");
-        (job, handle)
+        let handle = self.service.open_job(JobGrant { job: job.clone(), order, bitmaps })?;
+        Ok((job, handle))
+    }
+
+    /// Waits until a job reports bytes; gives how many.
+    pub(crate) fn wait_for_progress(&self, handle: &JobHandle) -> u64 {
+        self.runtime.block_on(async {
+            loop {
+                let event = handle.events().recv().await.expect("the job is open");
+                if let JobEvent::Progress(progress) = event
+                    && progress.disks[0].moved.get() > 0
+                {
+                    return progress.disks[0].moved.get();
+                }
+            }
+        })
     }
 
     /// Runs a job to its end as an appliance would.
@@ -137,15 +161,26 @@ impl Lab {
         start: Start,
         bitmap: Option<&ChangedBlocks>,
     ) -> (seal::Tree, DiskCounts) {
+        self.back_up_audited(path, start, bitmap, None)
+    }
+
+    /// [`back_up`](Self::back_up) with an audit.
+    pub(crate) fn back_up_audited(
+        &self,
+        path: &Path,
+        start: Start,
+        bitmap: Option<&ChangedBlocks>,
+        audit: Option<Audit>,
+    ) -> (seal::Tree, DiskCounts) {
         let size = size_of(path);
-        let disks = vec![BackupDisk { userdevice: 4, size, start }];
+        let disks = vec![BackupDisk { userdevice: 4, size, start, audit }];
         let bitmaps = vec![bitmap.map(ChangedBlocks::to_xapi)];
         let ended = self.run(backup(disks), bitmaps, Machine::new([(4, path)]));
         ended.outcome.expect("backup");
         let done = ended.done.expect("job-done");
         assert_eq!(done.outcome, Ok(()));
         let counts = done.disks[0];
-        let parts = [counts.zero, counts.unchanged, counts.known, counts.shipped];
+        let parts = [counts.zero, counts.unchanged, counts.known, counts.shipped, counts.audited];
         assert_eq!(parts.iter().map(|part| part.get()).sum::<u64>(), counts.moved.get(), "{counts:?}");
         assert_eq!(counts.planned, counts.moved);
         (ended.trees[0], counts)
@@ -171,6 +206,7 @@ impl Machine {
             states: Mutex::default(),
             ticks: AtomicU64::new(0),
             io_uring: true,
+            clock: None,
         }
     }
 
@@ -230,10 +266,24 @@ impl Outside for Machine {
     fn boot_time(&self) -> Duration {
         Duration::from_millis(1)
     }
+
+    fn uptime(&self) -> Duration {
+        match &self.clock {
+            Some(clock) => *clock.lock().expect("not poisoned"),
+            None => abd_appliance::platform::clock::uptime(),
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        match &self.clock {
+            Some(clock) => *clock.lock().expect("not poisoned") += time,
+            None => std::thread::sleep(time),
+        }
+    }
 }
 
 pub(crate) fn backup(disks: Vec<BackupDisk>) -> Work {
-    Work::Backup { level: 1, pack_size: 16 << 20, disks }
+    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, disks }
 }
 
 pub(crate) fn size_of(path: &Path) -> ByteCount {

@@ -3,12 +3,12 @@
 use crate::lab::{Heard, Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
 use abd_appliance::platform::memory;
 use abd_appliance::worker::{Assignment, Identity, perform};
-use blocks::BLOCK_SIZE;
+use blocks::{BLOCK_SIZE, BlockCount};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{BackupDisk, RestoreDisk, Start, Work};
+use wire::{Audit, BackupDisk, RestoreDisk, Start, Work};
 
 /// What a worker may hold in a VM of 128 MiB, the program included.
 const LIMIT_KIB: u64 = 64 << 10;
@@ -83,7 +83,11 @@ fn measure(lab: &Lab, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measu
 }
 
 fn disk_of(path: &Path, start: Start) -> Work {
-    backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start }])
+    audited_disk_of(path, start, None)
+}
+
+fn audited_disk_of(path: &Path, start: Start, audit: Option<Audit>) -> Work {
+    backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start, audit }])
 }
 
 #[test]
@@ -102,6 +106,12 @@ fn two_tib_with_few_blocks_take_seconds_and_no_more_memory() {
     let second = measure(&lab, disk_of(&path, Start::Changed { base: first.tree }), Some(map), &path);
     assert_eq!(second.counts.moved.get(), 31 * BLOCK_SIZE);
     assert_eq!(second.counts.shipped.get(), 31 * BLOCK_SIZE);
+    // The audit's sample is a second bitmap of the disk's size.
+    let audit = Audit { seed: 1, parts_per_million: 0, minimum: BlockCount::new(1000) };
+    let map = bitmap(size, &[]).to_xapi();
+    let work = audited_disk_of(&path, Start::Changed { base: second.tree }, Some(audit));
+    let audited = measure(&lab, work, Some(map), &path);
+    assert_eq!((audited.tree, audited.counts.audited.get()), (second.tree, 1000 * BLOCK_SIZE));
     let target = lab.path("target");
     disk(&target, 2 * TIB, &[]);
     let (size, root) = (second.tree.size, second.tree.root);
@@ -111,7 +121,9 @@ fn two_tib_with_few_blocks_take_seconds_and_no_more_memory() {
     let map = bitmap(size, &written.iter().chain(&changed).copied().collect::<Vec<_>>()).to_xapi();
     let fourth = measure(&lab, disk_of(&target, Start::Allocated), Some(map), &target);
     assert_eq!((fourth.tree, fourth.counts.shipped.get()), (second.tree, 0), "the restored disk is the same");
-    for (what, run) in [("allocated", &first), ("changed", &second), ("restore", &third)] {
+    for (what, run) in
+        [("allocated", &first), ("changed", &second), ("audited", &audited), ("restore", &third)]
+    {
         println!("2 TiB, {what}: {} KiB peak, {:?}, {} ms of processor", run.peak_kib, run.wall, run.cpu_ms);
         assert!(run.peak_kib <= LIMIT_KIB, "{what} took {} KiB", run.peak_kib);
         assert!(run.wall < Duration::from_secs(60), "{what} took {:?}", run.wall);

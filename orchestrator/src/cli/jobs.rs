@@ -2,10 +2,12 @@
 
 use super::{BackupArgs, DelegateArgs, RestoreArgs, Session, find_sr};
 use crate::error::{Context, Error, Kind, Result};
-use crate::job::{self, Run, Settings, restore};
+use crate::job::{self, DEFAULT_PACK_SIZE, End, JobResult, Run, restore};
 use crate::pool::Pool;
 use crate::report::Event;
+use crate::spec::{CbtMode, DelegateOptions, JobOptions};
 use crate::{catalog, template};
+use blocks::ByteCount;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use xapi::{Ref, Vm};
 const DEFAULT_MTU: u32 = 1500;
 
 /// Connects, opens the store and starts its service: what a run of jobs needs.
-async fn prepare(session: &Session, args: &DelegateArgs, settings: Settings, create: bool) -> Result<Run> {
+async fn prepare(session: &Session, args: &DelegateArgs, create: bool) -> Result<Run> {
     let config = session.state.pool(args.pool.as_deref())?;
     let directory = session.store.clone();
     let opened = tokio::task::spawn_blocking(move || catalog::open(&directory, create)).await;
@@ -28,19 +30,20 @@ async fn prepare(session: &Session, args: &DelegateArgs, settings: Settings, cre
     }
     let pool = Pool::connect(&session.state, config).await?;
     match prepare_with(session, &pool, store).await {
-        Ok((template, network, service, url)) => Ok(Run {
+        Ok((templates, network, service, url)) => Ok(Run {
             id: uuid::Uuid::new_v4().to_string(),
             pool,
             store: service.1,
             service: service.0,
-            template,
+            templates,
             network: network.0,
             network_mtu: u32::try_from(network.1.mtu).unwrap_or(DEFAULT_MTU),
             url,
             journals: session.state.journal_directory(),
             report: session.report.clone(),
             cancel: watch_signals(),
-            settings,
+            name: None,
+            pack_size: DEFAULT_PACK_SIZE,
         }),
         Err(error) => {
             pool.close().await;
@@ -50,11 +53,11 @@ async fn prepare(session: &Session, args: &DelegateArgs, settings: Settings, cre
 }
 
 type Prepared =
-    (template::Template, (Ref<xapi::Network>, xapi::Network), (ads::Service, Arc<ads::Store>), String);
+    (Vec<template::TemplateAt>, (Ref<xapi::Network>, xapi::Network), (ads::Service, Arc<ads::Store>), String);
 
 async fn prepare_with(session: &Session, pool: &Pool, store: Arc<ads::Store>) -> Result<Prepared> {
-    warn_of_dead_jobs(session);
-    let template = template::find(pool).await?;
+    clean_up_after_dead_jobs(session, pool).await;
+    let templates = template::usable(pool).await?;
     let network = pool.delegate_network().await?;
     let listen = pool.config.listen.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
     let identity = pin::Identity::generate()
@@ -66,15 +69,25 @@ async fn prepare_with(session: &Session, pool: &Pool, store: Arc<ads::Store>) ->
     })?;
     let address = service.addresses().first().copied().unwrap_or(listen);
     let url = format!("https://{}", pool.advertised(address).await?);
-    Ok((template, network, (service, store), url))
+    Ok((templates, network, (service, store), url))
 }
 
-fn warn_of_dead_jobs(session: &Session) {
-    if let Ok((_, dead)) = crate::journal::scan(&session.state.journal_directory())
-        && !dead.is_empty()
-    {
-        let message = format!("{} earlier jobs ended without cleaning up; run `abd reconcile`", dead.len());
-        session.report.event(&Event::Warning { job: None, message });
+/// Removes what dead jobs left in the pool before new ones start. What resists does not keep them from running.
+async fn clean_up_after_dead_jobs(session: &Session, pool: &Pool) {
+    let warn = |message| session.report.event(&Event::Warning { job: None, message });
+    match crate::reconcile::run(&session.state, pool).await {
+        Ok(outcome) => {
+            let (jobs, removed) = (outcome.jobs.len(), outcome.removed);
+            if jobs > 0 {
+                let message =
+                    format!("cleaned up after {jobs} dead jobs: {} objects removed", removed.objects.len());
+                session.report.event(&Event::Note { message });
+            }
+            for leftover in removed.leftovers {
+                warn(format!("still in the pool: {leftover}"));
+            }
+        }
+        Err(error) => warn(format!("cannot clean up after dead jobs: {}", error.chain())),
     }
 }
 
@@ -104,46 +117,37 @@ fn watch_signals() -> watch::Receiver<bool> {
     receiver
 }
 
-fn settings(args: &DelegateArgs) -> Settings {
-    let mut net = Vec::new();
-    if !args.delegate_address.is_empty() {
-        net.push(("mode".into(), "static".into()));
-        net.push(("address".into(), args.delegate_address.join(" ")));
-        let gateways: Vec<_> = args.delegate_gateway.iter().map(ToString::to_string).collect();
-        if !gateways.is_empty() {
-            net.push(("gateway".into(), gateways.join(" ")));
-        }
-    }
-    Settings {
-        memory: args.delegate_memory << 20,
+fn delegate(args: &DelegateArgs) -> DelegateOptions {
+    DelegateOptions {
+        memory: ByteCount::new(args.delegate_memory << 20),
         vcpus: args.delegate_vcpus,
         watchdog: Duration::from_secs(args.watchdog.into()),
         boot_limit: Duration::from_secs(args.boot_limit),
-        net,
-        ..Settings::default()
+        addresses: args.delegate_address.clone(),
+        gateways: args.delegate_gateway.clone(),
     }
 }
 
 pub(super) async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
-    let settings = Settings {
+    let options = JobOptions {
         level: args.level,
-        enable_cbt: !args.no_enable_cbt,
+        cbt: if args.no_enable_cbt { CbtMode::Off } else { CbtMode::Auto },
         full: args.full,
         read_unallocated: args.read_unallocated,
-        ..settings(&args.delegate)
+        delegate: delegate(&args.delegate),
+        ..JobOptions::default()
     };
-    if !settings.net.is_empty() && args.vms.len() > 1 && args.jobs > 1 {
+    if !options.delegate.addresses.is_empty() && args.vms.len() > 1 && args.jobs > 1 {
         return Err(Error::new(Kind::Usage, "one fixed address cannot serve several delegates at once")
             .remedy("add --jobs 1, or use DHCP"));
     }
-    let run =
-        Arc::new(prepare(session, &args.delegate, settings, args.init_store || session.default_store).await?);
-    let result = tokio::task::LocalSet::new().run_until(backup_all(&run, &args)).await;
+    let run = Arc::new(prepare(session, &args.delegate, args.init_store || session.default_store).await?);
+    let result = tokio::task::LocalSet::new().run_until(backup_all(&run, &args, &options)).await;
     run.pool.close().await;
     result
 }
 
-async fn backup_all(run: &Arc<Run>, args: &BackupArgs) -> Result<()> {
+async fn backup_all(run: &Arc<Run>, args: &BackupArgs, options: &JobOptions) -> Result<()> {
     // Every name is checked before the first snapshot is made.
     let all = run.pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
     let mut vms: Vec<(Ref<Vm>, Vm)> = Vec::new();
@@ -157,14 +161,14 @@ async fn backup_all(run: &Arc<Run>, args: &BackupArgs) -> Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     let count = vms.len();
     for (reference, record) in vms {
-        let (run, permits) = (run.clone(), permits.clone());
+        let (run, permits, options) = (run.clone(), permits.clone(), options.clone());
         // Jobs wait for the pool and the delegates; hashing happens in the service's own threads.
         tasks.spawn_local(async move {
             let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             if *run.cancel.borrow() {
                 return Err(Kind::Cancelled);
             }
-            job::backup::run(&run, &reference, &record).await
+            result(&job::backup::run(&run, &reference, &record, &options, None).await)
         });
     }
     let mut failed = Vec::new();
@@ -181,9 +185,17 @@ async fn backup_all(run: &Arc<Run>, args: &BackupArgs) -> Result<()> {
     outcome(count, &failed)
 }
 
+fn result(job: &JobResult) -> Result<(), Kind> {
+    job.end.kind().map_or(Ok(()), Err)
+}
+
 /// The error of a run: the kind of its failed jobs where they agree.
 fn outcome(count: usize, failed: &[Kind]) -> Result<()> {
     let Some(first) = failed.first() else { return Ok(()) };
+    if failed.contains(&Kind::Alarm) {
+        let message = "an audit failed: earlier restore points are in doubt, the new ones are whole";
+        return Err(Error::new(Kind::Alarm, message).remedy("see `abd list`, which marks them"));
+    }
     if failed.iter().all(|kind| *kind == Kind::Leftovers) {
         let message = format!("all {count} jobs did their work, {} left something in the pool", failed.len());
         return Err(Error::new(Kind::Leftovers, message).remedy("run `abd reconcile`"));
@@ -195,7 +207,8 @@ fn outcome(count: usize, failed: &[Kind]) -> Result<()> {
 }
 
 pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> {
-    let run = prepare(session, &args.delegate, settings(&args.delegate), false).await?;
+    let options = JobOptions { delegate: delegate(&args.delegate), ..JobOptions::default() };
+    let run = prepare(session, &args.delegate, false).await?;
     let result = async {
         let (store, id) = (run.store.clone(), args.point.clone());
         let point = tokio::task::spawn_blocking(move || store.find_point(&id))
@@ -214,9 +227,9 @@ pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> 
             .remedy(format!("its disks are 0 to {}; see `abd show`", count.saturating_sub(1))));
         }
         let sr = find_sr(&run.pool, args.sr.as_deref()).await?;
-        match restore::run(&run, restore::Request { point, disks, sr }).await {
-            Ok(()) => Ok(()),
-            Err(kind) => outcome(1, &[kind]),
+        match restore::run(&run, restore::Request { point, disks, sr }, &options).await.end {
+            End::Done => Ok(()),
+            end => outcome(1, &Vec::from_iter(end.kind())),
         }
     };
     let result = result.await;

@@ -34,6 +34,14 @@ pub(super) struct Attachment {
     pub writable: bool,
 }
 
+/// Where a delegate runs, and what it is made of.
+pub(super) struct Site {
+    /// The host; the pool chooses where absent.
+    pub host: Option<Ref<Host>>,
+    /// Position in the run's list of templates.
+    pub template: usize,
+}
+
 /// A delegate that exists.
 pub(super) struct Delegate {
     vm: Ref<Vm>,
@@ -80,14 +88,14 @@ impl Job<'_> {
         &self,
         entries: &mut Vec<Entry>,
         disks: &[Attachment],
-        host: Option<&Ref<Host>>,
+        site: &Site,
     ) -> Result<Delegate> {
         let run = self.run;
         let client = &run.pool.client;
         let name = delegate_name(&self.id);
         self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
-        let vm =
-            client.vm_clone(&run.template.reference, &name).await.context(|| "clone the template".into())?;
+        let template = &run.templates[site.template].template;
+        let vm = client.vm_clone(&template.reference, &name).await.context(|| "clone the template".into())?;
         for (key, value) in tags(&run.pool, &self.id) {
             client.add_to_other_config(&vm, &key, &value).await.context(|| "tag the delegate".into())?;
         }
@@ -101,8 +109,10 @@ impl Job<'_> {
             let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
             client.set_name_description(&vm, &about).await?;
             client.vm_provision(&vm).await?;
-            client.vm_set_memory_limits(&vm, xapi::MemoryLimits::fixed(run.settings.memory)).await?;
-            client.vm_set_vcpus(&vm, run.settings.vcpus).await?;
+            client
+                .vm_set_memory_limits(&vm, xapi::MemoryLimits::fixed(self.options.delegate.memory.get()))
+                .await?;
+            client.vm_set_vcpus(&vm, self.options.delegate.vcpus).await?;
             for disk in disks {
                 let vbd = VbdCreate {
                     vm: vm.clone(),
@@ -127,7 +137,7 @@ impl Job<'_> {
             client.vm_set_xenstore_data(&vm, &self.xenstore_keys()).await
         };
         setup.await.context(|| "set up the delegate".into())?;
-        let started = match host {
+        let started = match &site.host {
             Some(host) => client.vm_start_on(&vm, host).await,
             None => client.vm_start(&vm).await,
         };
@@ -143,13 +153,13 @@ impl Job<'_> {
         work: Work,
         bitmaps: Vec<Option<Vec<u8>>>,
         disks: &[Attachment],
-        host: Option<&Ref<Host>>,
+        site: &Site,
         entries: &mut Vec<Entry>,
     ) -> Result<(Outcome, Result<()>), Failure> {
         let order = Order {
             job: self.id.clone(),
             id_key: self.run.store.id_key_bytes(),
-            watchdog_s: u16::try_from(self.run.settings.watchdog.as_secs()).unwrap_or(u16::MAX),
+            watchdog_s: u16::try_from(self.options.delegate.watchdog.as_secs()).unwrap_or(u16::MAX),
             progress_ms: PROGRESS_MS,
             work,
         };
@@ -158,7 +168,7 @@ impl Job<'_> {
             Error::new(Kind::Failed, "the store's service refuses the job").because(error)
         })?;
         self.step("start delegate");
-        let delegate = self.provision(entries, disks, host).await?;
+        let delegate = self.provision(entries, disks, site).await?;
         let outcome = self.watch(&delegate, &handle, disks.len()).await?;
         handle.close();
         self.step("remove delegate");
@@ -181,8 +191,8 @@ impl Job<'_> {
             (wire::KEY_URL.into(), run.url.clone()),
             (wire::KEY_ORCHESTRATOR_KEY.into(), run.service.fingerprint().to_string()),
         ]);
-        for (key, value) in &run.settings.net {
-            keys.insert(format!("{}/0/{key}", wire::KEY_NET), value.clone());
+        for (key, value) in self.options.delegate.net() {
+            keys.insert(format!("{}/0/{key}", wire::KEY_NET), value);
         }
         keys
     }
@@ -305,7 +315,7 @@ impl Job<'_> {
         if watch.halt_by.is_some() {
             return Ok(());
         }
-        let settings = &self.run.settings;
+        let settings = &self.options.delegate;
         watch.silence = handle.last_contact().map(|contact| contact.elapsed());
         match handle.last_contact() {
             None if watch.started.elapsed() > settings.boot_limit => {

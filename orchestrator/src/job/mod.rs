@@ -2,18 +2,23 @@
 //! how it is made, watched and removed is the same.
 
 pub mod backup;
+mod changes;
+mod commit;
 mod delegate;
+pub mod placement;
 pub mod restore;
+mod snapshot;
+mod source;
 
 use crate::cleanup::{self, Removed};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Journal};
 use crate::pool::Pool;
-use crate::report::{DelegateSummary, Event, Report};
-use crate::template::Template;
+use crate::report::{DelegateSummary, Event, JobSummary, Report};
+use crate::spec::JobOptions;
+use crate::template::TemplateAt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 use xapi::{Network, Ref};
 
 /// What one delegate may have: more disks than an HVM guest shows reliably are refused before anything is made.
@@ -35,8 +40,8 @@ pub struct Run {
     pub store: Arc<ads::Store>,
     /// Its service for delegates.
     pub service: ads::Service,
-    /// The template that delegates are cloned from.
-    pub template: Template,
+    /// Templates of our version, each with its storage: at least one.
+    pub templates: Vec<TemplateAt>,
     /// The network that delegates use.
     pub network: Ref<Network>,
     /// Its MTU in bytes.
@@ -49,48 +54,84 @@ pub struct Run {
     pub report: Arc<Report>,
     /// Turns true when the run is to stop.
     pub cancel: tokio::sync::watch::Receiver<bool>,
-    /// Options.
-    pub settings: Settings,
-}
-
-/// Options of a run that concern its delegates.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Memory of a delegate in bytes.
-    pub memory: u64,
-    /// Processors of a delegate.
-    pub vcpus: u32,
-    /// zstd level.
-    pub level: i8,
+    /// Name of the job file that the run does; none where a person named the VMs.
+    pub name: Option<String>,
     /// Bytes of a pack.
     pub pack_size: u32,
-    /// A delegate that hears nothing or gets nowhere for this long powers itself off.
-    pub watchdog: Duration,
-    /// How long a delegate may take from start to its first call.
-    pub boot_limit: Duration,
-    /// Whether change tracking is switched on where it is off.
-    pub enable_cbt: bool,
-    /// Whether no earlier restore point is started from.
-    pub full: bool,
-    /// Whether a first backup reads unallocated space too.
-    pub read_unallocated: bool,
-    /// Static network settings of the delegate, by key below `vm-data/abd/net/0/`; DHCP where empty.
-    pub net: Vec<(String, String)>,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
+/// Packs that delegates make: two of them are in memory at once.
+pub const DEFAULT_PACK_SIZE: u32 = 16 << 20;
+
+/// How a job ended.
+#[derive(Clone, Debug)]
+pub struct JobResult {
+    /// The job's uuid; empty where it did not start.
+    pub job: String,
+    /// The VM's name.
+    pub subject: String,
+    /// What its end means.
+    pub end: End,
+    /// What it did, where it did its work.
+    pub summary: Option<JobSummary>,
+    /// What happened, where it did not.
+    pub error: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<String>,
+    /// A short code where the delegate gave one.
+    pub code: Option<String>,
+    /// Objects that could not be removed from the pool.
+    pub leftovers: Vec<String>,
+    /// Odd things on the way.
+    pub warnings: Vec<String>,
+}
+
+/// What a job's end means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All is well.
+    Done,
+    /// The work is done; something is still in the pool.
+    Leftovers,
+    /// The work is done, and an audit puts earlier restore points in doubt.
+    Alarm,
+    /// It failed.
+    Failed(Kind),
+}
+
+impl End {
+    /// For the exit code; none where all is well.
+    pub fn kind(self) -> Option<Kind> {
+        match self {
+            End::Done => None,
+            End::Leftovers => Some(Kind::Leftovers),
+            End::Alarm => Some(Kind::Alarm),
+            End::Failed(kind) => Some(kind),
+        }
+    }
+}
+
+impl JobResult {
+    /// A job that could not even write its journal. Tells it as well.
+    pub(crate) fn not_started(run: &Run, subject: &str, error: &Error) -> Self {
+        run.report.event(&Event::JobFailed {
+            job: String::new(),
+            subject: subject.to_owned(),
+            code: None,
+            error: error.chain(),
+            remedy: error.remedy_text().map(str::to_owned),
+            leftovers: Vec::new(),
+        });
         Self {
-            memory: crate::template::DEFAULT_MEMORY,
-            vcpus: 1,
-            level: seal::DEFAULT_LEVEL as i8,
-            pack_size: 16 << 20,
-            watchdog: Duration::from_secs(90),
-            boot_limit: Duration::from_secs(300),
-            enable_cbt: true,
-            full: false,
-            read_unallocated: false,
-            net: Vec::new(),
+            job: String::new(),
+            subject: subject.to_owned(),
+            end: End::Failed(error.kind()),
+            summary: None,
+            error: Some(error.chain()),
+            remedy: error.remedy_text().map(str::to_owned),
+            code: None,
+            leftovers: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }
@@ -115,13 +156,18 @@ struct Job<'a> {
     run: &'a Run,
     id: String,
     subject: String,
+    options: &'a JobOptions,
+    /// Of this job's random choices.
+    seed: u64,
     journal: Journal,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl<'a> Job<'a> {
     /// Starts the journal of a job.
-    fn start(run: &'a Run, subject: &str, subject_id: &str) -> Result<Self> {
-        let id = uuid::Uuid::new_v4().to_string();
+    fn start(run: &'a Run, subject: &str, subject_id: &str, options: &'a JobOptions) -> Result<Self> {
+        let uuid = uuid::Uuid::new_v4();
+        let id = uuid.to_string();
         let first = Entry::Started {
             job: id.clone(),
             pool: run.pool.config.name.clone(),
@@ -130,7 +176,9 @@ impl<'a> Job<'a> {
         };
         let journal = Journal::start(&run.journals, &id, &first)?;
         run.report.event(&Event::JobStarted { job: id.clone(), subject: subject.to_owned() });
-        Ok(Self { run, id, subject: subject.to_owned(), journal })
+        let (seed, _) = uuid.as_u64_pair();
+        let warnings = Mutex::default();
+        Ok(Self { run, id, subject: subject.to_owned(), options, seed, journal, warnings })
     }
 
     fn step(&self, step: &str) {
@@ -144,6 +192,7 @@ impl<'a> Job<'a> {
 
     fn warn(&self, message: String) {
         tracing::warn!(job = %self.id, "{message}");
+        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(message.clone());
         self.run.report.event(&Event::Warning { job: Some(self.id.clone()), message });
     }
 
@@ -154,8 +203,39 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Removes what a failed job made and reports it. Gives back the failure's kind.
-    async fn abandon(self, failure: Failure, entries: &[Entry]) -> Kind {
+    fn result(&self, end: End) -> JobResult {
+        let warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        JobResult {
+            job: self.id.clone(),
+            subject: self.subject.clone(),
+            end,
+            summary: None,
+            error: None,
+            remedy: None,
+            code: None,
+            leftovers: Vec::new(),
+            warnings,
+        }
+    }
+
+    /// The end of a job that left nothing behind.
+    fn succeeded(self, summary: JobSummary) -> JobResult {
+        let end = if summary.alarms.is_empty() { End::Done } else { End::Alarm };
+        let result = JobResult { summary: Some(summary), ..self.result(end) };
+        if let Err(error) = self.journal.finish() {
+            tracing::warn!("{}", error.chain());
+        }
+        result
+    }
+
+    /// The end of a job whose work is done and whose journal stays for `reconcile`.
+    fn left_something(self, summary: JobSummary) -> JobResult {
+        let end = if summary.alarms.is_empty() { End::Leftovers } else { End::Alarm };
+        JobResult { summary: Some(summary), ..self.result(end) }
+    }
+
+    /// Removes what a failed job made and reports it.
+    async fn abandon(self, failure: Failure, entries: &[Entry]) -> JobResult {
         self.step("clean up");
         let removed = cleanup::remove_job(&self.run.pool, &self.id, entries).await;
         let kind = failure.error.kind();
@@ -168,20 +248,26 @@ impl<'a> Job<'a> {
         if kind == Kind::Unreachable && cleanup::is_unsettled(entries) && !found {
             leftovers.push("what was being made when the pool went silent may still appear".into());
         }
+        let remedy = match failure.error.remedy_text() {
+            Some(remedy) => Some(remedy.to_owned()),
+            None if !leftovers.is_empty() => Some("run `abd reconcile` when the pool answers again".into()),
+            None => None,
+        };
         self.run.report.event(&Event::JobFailed {
             job: self.id.clone(),
             subject: self.subject.clone(),
-            code: failure.code,
+            code: failure.code.clone(),
             error: failure.error.chain(),
-            remedy: match failure.error.remedy_text() {
-                Some(remedy) => Some(remedy.to_owned()),
-                None if !leftovers.is_empty() => {
-                    Some("run `abd reconcile` when the pool answers again".into())
-                }
-                None => None,
-            },
+            remedy: remedy.clone(),
             leftovers: leftovers.clone(),
         });
+        let result = JobResult {
+            error: Some(failure.error.chain()),
+            remedy,
+            code: failure.code,
+            leftovers: leftovers.clone(),
+            ..self.result(End::Failed(kind))
+        };
         let closed = if leftovers.is_empty() {
             self.journal.finish()
         } else {
@@ -190,7 +276,7 @@ impl<'a> Job<'a> {
         if let Err(error) = closed {
             tracing::warn!("{}", error.chain());
         }
-        kind
+        result
     }
 }
 
@@ -214,4 +300,14 @@ fn summary_of(claim: Option<&wire::Claim>, usage: wire::Usage) -> DelegateSummar
         summary.memory = claim.memory.get();
     }
     summary
+}
+
+/// Runs a blocking store call off the async runtime.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, ads::Error> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|error| Error::new(Kind::Failed, "a store operation was stopped").because(error))?
+        .map_err(crate::catalog::store_error)
 }

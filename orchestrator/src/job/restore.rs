@@ -1,13 +1,16 @@
 //! The restore job: new VDIs are made, a delegate writes a restore point's disks into them, and only whole ones
 //! stay.
 
-use super::delegate::{Attachment, Outcome};
-use super::{FIRST_POSITION, Failure, Job, MAX_DISKS, Run, summary_of};
+use super::commit::Sealed;
+use super::delegate::{Attachment, Outcome, Site};
+use super::placement::{self, rounds};
+use super::{FIRST_POSITION, Failure, Job, JobResult, Run, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::pool::TAG_RESTORED;
 use crate::report::{DiskSummary, Event, JobSummary};
+use crate::spec::JobOptions;
 use ads::{PointDisk, StoredPoint};
 use blocks::ByteCount;
 use std::time::Instant;
@@ -32,35 +35,17 @@ struct Target {
     device: ByteCount,
 }
 
-/// Restores disks into new VDIs. Everything is reported; the result says how it ended for the exit code.
-///
-/// # Errors
-/// The kind of the failure.
-pub async fn run(run: &Run, request: Request) -> Result<(), Kind> {
+/// Restores disks into new VDIs. Everything is reported as it happens; the result says how it ended.
+pub async fn run(run: &Run, request: Request, options: &JobOptions) -> JobResult {
     let subject = request.point.point.vm.name.clone();
-    let job = match Job::start(run, &subject, &request.point.id.to_string()) {
+    let job = match Job::start(run, &subject, &request.point.id.to_string(), options) {
         Ok(job) => job,
-        Err(error) => {
-            run.report.event(&Event::JobFailed {
-                job: String::new(),
-                subject,
-                code: None,
-                error: error.chain(),
-                remedy: error.remedy_text().map(str::to_owned),
-                leftovers: Vec::new(),
-            });
-            return Err(error.kind());
-        }
+        Err(error) => return JobResult::not_started(run, &subject, &error),
     };
     let mut entries = Vec::new();
     match job.restore(request, &mut entries, Instant::now()).await {
-        Ok(()) => {
-            if let Err(error) = job.journal.finish() {
-                tracing::warn!("{}", error.chain());
-            }
-            Ok(())
-        }
-        Err(failure) => Err(job.abandon(failure, &entries).await),
+        Ok(summary) => job.succeeded(summary),
+        Err(failure) => job.abandon(failure, &entries).await,
     }
 }
 
@@ -70,14 +55,11 @@ impl Job<'_> {
         request: Request,
         entries: &mut Vec<Entry>,
         started: Instant,
-    ) -> Result<(), Failure> {
-        if request.disks.len() > MAX_DISKS {
-            let message =
-                format!("{} disks are asked for, one delegate takes {MAX_DISKS}", request.disks.len());
-            return Err(Error::new(Kind::Failed, message)
-                .remedy("restore them in groups with --disk")
-                .into());
-        }
+    ) -> Result<JobSummary, Failure> {
+        let pool = placement::Site::look(&self.run.pool).await?;
+        // The disks share their storage, so that every round has the same place.
+        let storage = vec![request.sr.clone(); request.disks.len()];
+        let rounds = rounds(&storage, &pool, &self.run.templates, &[])?;
         self.step("make disks");
         let mut targets = Vec::new();
         for at in &request.disks {
@@ -85,16 +67,22 @@ impl Job<'_> {
             targets.push(self.make_vdi(&request, disk, entries).await?);
         }
         self.check_cancelled()?;
-        let (outcome, removed) = self.write(&targets, entries).await?;
-        // Only a delegate that is gone cannot write to the disks any more.
-        removed?;
+        let mut written = Sealed::new(targets.len());
+        for round in &rounds {
+            let site = Site { host: Some(round.host.clone()), template: round.template };
+            let targets: Vec<&Target> = round.disks.iter().map(|at| &targets[*at]).collect();
+            let (outcome, removed) = self.write(&targets, &site, entries).await?;
+            // Only a delegate that is gone cannot write to the disks any more.
+            removed?;
+            written.take(round, outcome);
+            self.check_cancelled()?;
+        }
         // From this entry on the disks are kept, whatever happens; what is left to do is taking our mark off.
         self.record(entries, Entry::Restored)?;
         for target in &targets {
             cleanup::hand_over(&self.run.pool, &target.uuid).await?;
         }
-        self.report(&request, targets, outcome, started);
-        Ok(())
+        Ok(self.summarise(&request, targets, written, started))
     }
 
     /// Makes a blank VDI, tagged with the job from its first moment.
@@ -134,7 +122,8 @@ impl Job<'_> {
 
     async fn write(
         &self,
-        targets: &[Target],
+        targets: &[&Target],
+        site: &Site,
         entries: &mut Vec<Entry>,
     ) -> Result<(Outcome, Result<()>), Failure> {
         let positions = (FIRST_POSITION..).zip(targets);
@@ -153,31 +142,41 @@ impl Job<'_> {
                 })
                 .collect(),
         };
-        self.serve(work, vec![None; targets.len()], &attachments, None, entries).await
+        self.serve(work, vec![None; targets.len()], &attachments, site, entries).await
     }
 
-    fn report(&self, request: &Request, targets: Vec<Target>, outcome: Outcome, started: Instant) {
+    fn summarise(
+        &self,
+        request: &Request,
+        targets: Vec<Target>,
+        written: Sealed,
+        started: Instant,
+    ) -> JobSummary {
         let disks = targets
             .into_iter()
-            .zip(outcome.disks.into_iter().flatten())
+            .zip(written.disks.into_iter().flatten())
             .map(|(target, (done, answer))| DiskSummary {
                 name: target.disk.name,
                 vdi: target.uuid,
                 size: target.disk.tree.size.get(),
                 mode: "restore".into(),
+                cause: "restore".into(),
                 reason: "into a new VDI".into(),
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
             })
             .collect();
-        self.run.report.event(&Event::JobDone(Box::new(JobSummary {
+        let summary = JobSummary {
             job: self.id.clone(),
             kind: "restore".into(),
             subject: self.subject.clone(),
             point: request.point.id.to_string(),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            alarms: Vec::new(),
             disks,
-            delegate: summary_of(outcome.claim.as_ref(), outcome.done.usage),
-        })));
+            delegate: summary_of(written.claim.as_ref(), written.usage),
+        };
+        self.run.report.event(&Event::JobDone(Box::new(summary.clone())));
+        summary
     }
 }

@@ -5,12 +5,20 @@
 //! Never: reads a pool, a clock or a store.
 
 mod disks;
+mod file;
+mod reader;
+mod settings;
+mod values;
 
-pub use disks::{DiskFacts, DiskFilter};
+pub use disks::{DiskFacts, DiskFilter, Pattern};
+pub use file::{Key, Override, RunSpec, Selection, keys, parse_text, read_file};
+pub use values::{parse_duration, parse_percent, parse_rate, parse_size};
 
+use crate::window::Window;
 use blocks::ByteCount;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// zstd levels that a delegate takes.
@@ -19,6 +27,10 @@ pub const LEVELS: RangeInclusive<i8> = -7..=19;
 pub const CHAIN_LIMIT: u32 = 30;
 /// Memory of a delegate: a kernel and its initramfs do not fit in less, and more than this is a typing error.
 pub const DELEGATE_MEMORY: RangeInclusive<u64> = (64 << 20)..=(64 << 30);
+/// Most jobs at once that a limit may say.
+pub const MAX_JOBS: i64 = 64;
+/// Most times that a job is tried again.
+pub const MAX_RETRIES: u32 = 10;
 /// One million: a share of this many parts per million is everything.
 pub const WHOLE_PPM: u32 = 1_000_000;
 
@@ -260,6 +272,75 @@ impl Default for Limits {
             max_jobs_per_sr: 4,
             delegate_memory_budget: None,
         }
+    }
+}
+
+/// Everything that a run is told beside its jobs' options.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How many jobs run at once.
+    pub limits: Limits,
+    /// When jobs may start; at any time where absent.
+    pub window: Option<Window>,
+    /// What becomes of running jobs when the window closes.
+    pub window_end: WindowEnd,
+    /// Before the first job. If it fails, no job is started, unless it only warns.
+    pub before_run: Option<Hook>,
+    /// After the last job.
+    pub after_run: Option<Hook>,
+    /// File for the summary as text.
+    pub summary: Option<PathBuf>,
+    /// File for the summary as JSON.
+    pub summary_json: Option<PathBuf>,
+}
+
+/// What becomes of running jobs when the backup window closes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WindowEnd {
+    /// They finish; no further one starts.
+    #[default]
+    Finish,
+    /// They are stopped, clean up, and count as failed.
+    Stop,
+}
+
+impl JobOptions {
+    /// Refuses options that contradict each other.
+    ///
+    /// # Errors
+    /// A clause that names both.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.require_cbt && self.cbt == CbtMode::Off {
+            return Err("require_cbt needs change tracking, and cbt = false forbids it");
+        }
+        if self.require_cbt && self.full {
+            return Err("full reads everything, and require_cbt forbids that");
+        }
+        if self.quiesce && self.checkpoint {
+            return Err(
+                "a checkpoint keeps the memory and cannot be quiesced: quiesce and checkpoint exclude each other",
+            );
+        }
+        if self.delegate.addresses.is_empty() && !self.delegate.gateways.is_empty() {
+            return Err("delegate_gateways go with delegate_addresses");
+        }
+        Ok(())
+    }
+
+    /// Refuses options that the limits of the run make impossible.
+    ///
+    /// # Errors
+    /// A clause that names both.
+    pub fn check_within(&self, limits: &Limits) -> Result<(), &'static str> {
+        if !self.delegate.addresses.is_empty() && limits.max_jobs > 1 {
+            return Err(
+                "fixed delegate_addresses serve one delegate at a time: they need max_jobs = 1, or use DHCP",
+            );
+        }
+        if limits.delegate_memory_budget.is_some_and(|budget| budget < self.delegate.memory) {
+            return Err("one delegate's memory is more than delegate_memory_budget");
+        }
+        Ok(())
     }
 }
 

@@ -41,7 +41,8 @@ pub struct Filled {
 /// Carries out a plan of reads.
 pub trait ReadEngine: Send {
     /// The next finished read, in any order; `None` when the plan is empty and nothing is in flight. Takes reads
-    /// from the plan as buffers become free, and waits for the pool where it must.
+    /// from the plan as buffers become free, and waits for the pool where it must. After `None` it can be asked
+    /// again: a plan may pause.
     ///
     /// # Errors
     /// What the device says, naming device, offset and size. The engine is of no use afterwards.

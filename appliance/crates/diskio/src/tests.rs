@@ -106,6 +106,32 @@ fn expect_error(path: &Path, planned: u64, seam: impl Fn() -> Box<dyn Seam>, che
     }
 }
 
+#[test]
+fn a_plan_that_pauses_is_read_to_its_end() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = file(dir.path(), 20 * BLOCK_SIZE);
+    let pool = Pool::new(4 << 16, 1 << 16);
+    let (changed, size, max) = whole(20 * BLOCK_SIZE, &pool);
+    for mut engine in engines(&path, &pool, seam::none) {
+        let mut plan = ReadPlan::new(&changed, size, max).peekable();
+        let (mut found, mut calls) = (Vec::new(), 0);
+        while plan.peek().is_some() {
+            // Every third time there is nothing to read yet.
+            let mut pausing = std::iter::from_fn(|| {
+                calls += 1;
+                if calls % 3 == 0 { None } else { plan.next() }
+            });
+            while let Some(filled) = engine.next(&mut pausing) {
+                let Filled { sequence, read, .. } = filled.expect("read");
+                found.push((sequence, read.range.start.get()));
+            }
+        }
+        found.sort_unstable();
+        assert_eq!(found, (0..20).map(|block| (block, block)).collect::<Vec<_>>(), "{}", engine.name());
+        assert_eq!(pool.free(), pool.count());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

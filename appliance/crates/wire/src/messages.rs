@@ -163,7 +163,7 @@ pub struct DiskAnswer {
     pub tree: TreeId,
 }
 
-/// Counts of one disk.
+/// Counts of one disk. Every moved byte of a backup is either audited, or zero, unchanged, known or shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskCounts {
     /// Bytes that the plan covers: what will be read or written.
@@ -182,6 +182,17 @@ pub struct DiskCounts {
     pub sealed: ByteCount,
     /// Nodes that were shipped.
     pub nodes: u64,
+    /// Of the moved bytes, those that only an audit read: they were compared with the base and are in none of the
+    /// counts between. Restore points of earlier versions have no audit.
+    #[serde(default)]
+    pub audited: ByteCount,
+    /// Of the audited bytes, those that differ from the base. More than 0 is an alarm: the disk was then read a
+    /// second time, all of it.
+    #[serde(default)]
+    pub mismatched: ByteCount,
+    /// The first block of these.
+    #[serde(default)]
+    pub first_mismatch: Option<BlockIndex>,
 }
 
 /// How far the work is. The answer is also the proof to the ABD that its orchestrator is alive.

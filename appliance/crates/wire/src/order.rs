@@ -1,11 +1,14 @@
 //! The order: everything that an ABD needs to know, sent once, inside TLS.
 
-use blocks::ByteCount;
+use blocks::{Audit, BLOCK_SIZE, ByteCount};
 use seal::{NodeId, Tree};
 use serde::{Deserialize, Serialize};
 
 /// Most disks in one order: XAPI has positions for 254, an HVM guest is sure to see 250 of them.
 pub const MAX_DISKS: usize = 250;
+
+/// Lowest limit of the reading rate, in bytes per second: below one block per second an order would be no work.
+pub const MIN_RATE_LIMIT: ByteCount = ByteCount::new(BLOCK_SIZE);
 
 /// The complete description of an ABD's work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,9 @@ pub enum Work {
         level: i8,
         /// Packs are ended at this many bytes.
         pack_size: u32,
+        /// Bytes per second that are read at most, all disks together and audits included: at least
+        /// [`MIN_RATE_LIMIT`]. None, or 0, is as fast as it goes.
+        rate_limit: Option<ByteCount>,
         /// The disks, in the order in which they are read.
         disks: Vec<BackupDisk>,
     },
@@ -60,6 +66,20 @@ pub struct BackupDisk {
     pub size: ByteCount,
     /// Where to start from.
     pub start: Start,
+    /// Which of the blocks that are not in the bitmap are read as well and compared with the base; only for a start
+    /// with a bitmap. One that differs is an alarm: then the whole disk is read and compared.
+    pub audit: Option<Audit>,
+}
+
+impl BackupDisk {
+    /// What is wrong with the audit: it needs a bitmap, and cannot be of more than everything.
+    pub fn audit_fault(&self) -> Option<&'static str> {
+        let audit = self.audit?;
+        if !self.start.has_bitmap() {
+            return Some("an audit without a bitmap: all of it is read anyway");
+        }
+        (audit.parts_per_million > Audit::ALL).then_some("an audit of more than a million parts per million")
+    }
 }
 
 /// Where the backup of a disk starts: the base and what changed since come as one value, so that a bitmap

@@ -1,6 +1,6 @@
 //! Golden bytes of the messages that must never change within a protocol version, and hostile input.
 
-use blocks::{BlockIndex, ByteCount};
+use blocks::{BlockCount, BlockIndex, ByteCount};
 use proptest::prelude::*;
 use seal::{BlockId, NodeId, Tree};
 use wire::*;
@@ -10,7 +10,7 @@ use wire::*;
 #[test]
 fn golden_claim() {
     let claim = Claim {
-        protocol: 1,
+        protocol: 2,
         job: "j".into(),
         agent: "0.1".into(),
         boot_ms: 300,
@@ -18,7 +18,7 @@ fn golden_claim() {
         memory: ByteCount::new(128 << 20),
         engine: "io_uring".into(),
     };
-    let expected = b"\x01\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
+    let expected = b"\x02\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
     assert_eq!(encode(&claim), expected);
     assert_eq!(decode::<Claim>(expected), Ok(claim));
 }
@@ -40,19 +40,23 @@ fn golden_order() {
         work: Work::Backup {
             level: 1,
             pack_size: 16 << 20,
+            rate_limit: Some(ByteCount::new(1 << 20)),
             disks: vec![BackupDisk {
                 userdevice: 4,
                 size: ByteCount::new(65537),
                 start: Start::Changed {
                     base: Tree { size: ByteCount::new(512), root: Some(NodeId::from_bytes([7; 32])) },
                 },
+                audit: Some(Audit { seed: 300, parts_per_million: 1000, minimum: BlockCount::new(64) }),
             }],
         },
     };
     let mut expected = b"\x01j".to_vec();
     expected.extend([9; 32]);
-    expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08\x01\x04\x81\x80\x04\x03\x80\x04\x01");
+    expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08");
+    expected.extend(b"\x01\x80\x80\x40\x01\x04\x81\x80\x04\x03\x80\x04\x01");
     expected.extend([7; 32]);
+    expected.extend(b"\x01\xac\x02\xe8\x07\x40");
     assert_eq!(encode(&order), expected);
     assert_eq!(decode::<Order>(&expected), Ok(order));
 }
@@ -66,6 +70,47 @@ fn golden_known_and_failure() {
     assert_eq!(encode(&KnownAnswer { known: vec![true, false] }), [2, 1, 0]);
     assert_eq!(encode(&Failure::new("c", "m")), b"\x01c\x01m");
     assert_eq!(encode(&BlocksQuestion { disk: 0, blocks: vec![BlockIndex::new(128)] }), [0, 1, 0x80, 1]);
+}
+
+#[test]
+fn golden_disk_done() {
+    let done = DiskDone {
+        disk: 1,
+        size: ByteCount::new(512),
+        root: None,
+        counts: DiskCounts {
+            planned: ByteCount::new(1),
+            moved: ByteCount::new(2),
+            zero: ByteCount::new(3),
+            unchanged: ByteCount::new(4),
+            known: ByteCount::new(5),
+            shipped: ByteCount::new(6),
+            sealed: ByteCount::new(7),
+            nodes: 8,
+            audited: ByteCount::new(9),
+            mismatched: ByteCount::new(300),
+            first_mismatch: Some(BlockIndex::new(11)),
+        },
+    };
+    let expected = b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b";
+    assert_eq!(encode(&done), expected);
+    assert_eq!(decode::<DiskDone>(expected), Ok(done));
+}
+
+#[test]
+fn an_audit_needs_a_bitmap_and_is_of_at_most_everything() {
+    let base = Tree { size: ByteCount::new(512), root: None };
+    let fault = |start, parts_per_million| {
+        let audit = Some(Audit { parts_per_million, ..Audit::with_seed(1) });
+        BackupDisk { userdevice: 4, size: ByteCount::new(512), start, audit }.audit_fault()
+    };
+    for start in [Start::Allocated, Start::Changed { base }] {
+        assert_eq!(fault(start.clone(), Audit::ALL), None);
+        assert!(fault(start, Audit::ALL + 1).is_some_and(|fault| fault.contains("million")));
+    }
+    for start in [Start::Nothing, Start::Compare { base }] {
+        assert!(fault(start, 1000).is_some_and(|fault| fault.contains("without a bitmap")));
+    }
 }
 
 #[test]

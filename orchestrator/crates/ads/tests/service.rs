@@ -157,7 +157,7 @@ async fn keys_jobs_and_versions_are_told_apart() {
     claim.protocol = 9;
     let (status, failure) = abd.ask::<_, Order>(PATH_CLAIM, &claim).await.unwrap_err();
     assert_eq!((status, failure.code.as_str()), (400, "protocol-version"));
-    assert!(failure.message.contains("version 9") && failure.message.contains("version 1"), "{failure}");
+    assert!(failure.message.contains("version 9") && failure.message.contains("version 2"), "{failure}");
     assert_eq!(code(abd.raw(Method::POST, PATH_PROGRESS, "".into()).await), (403, "not-in-order".into()));
     let order = abd.claim("mine").await.unwrap();
     assert_eq!(abd.claim("mine").await.unwrap(), order, "same key, same order");
@@ -166,6 +166,67 @@ async fn keys_jobs_and_versions_are_told_apart() {
     let address = bench.service.addresses()[0];
     let server = Identity::generate().unwrap().fingerprint();
     assert!(Abd::connect_to(address, server, wrong).await.is_err(), "another server key is not talked to");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_in_rounds_has_a_key_and_events_for_each() {
+    let bench = bench().await;
+    let bytes = [disk(30, 3 * 65536), disk(31, 2 * 65536 + 512)];
+    let mut keys: Vec<pin::Fingerprint> = Vec::new();
+    let mut earlier: Vec<Abd> = Vec::new();
+    let mut handles = Vec::new();
+    for (round, bytes) in bytes.iter().enumerate() {
+        let job = bench.open("job", backup_work(&[(bytes.len(), Start::Nothing)]));
+        for key in &keys {
+            let error = job.admit(*key).unwrap_err().to_string();
+            assert!(error.contains("a job that is closed"), "{error}");
+        }
+        // A connection of an earlier round is still open, and its ABD still wants to work.
+        for abd in &mut earlier {
+            assert_eq!(code(abd.claim("job").await), (410, "job-over".into()));
+            let known = KnownQuestion { ids: Vec::new() };
+            assert_eq!(code(abd.ask::<_, KnownAnswer>(PATH_KNOWN, &known).await).1, "job-over");
+        }
+        let (mut abd, got) = bench.abd(&job, "job").await;
+        assert_eq!(got.work, backup_work(&[(bytes.len(), Start::Nothing)]), "the order of this round");
+        let (packed, _) = abd.backup_disk(&got, 0, bytes).await;
+        let _: ProgressAnswer = abd.ask(PATH_JOB_DONE, &done(1)).await.unwrap();
+        job.close();
+        let mut events = Vec::new();
+        while let Some(event) = job.events().recv().await {
+            events.push(event);
+        }
+        assert!(
+            matches!(
+                &events[..],
+                [JobEvent::Claimed(_), JobEvent::DiskSealed { tree, .. }, JobEvent::Done(_)]
+                    if *tree == packed.tree
+            ),
+            "round {round}: {events:?}"
+        );
+        keys.push(abd.key());
+        earlier.push(abd);
+        // Kept beyond the next round's start: closing a job a second time must not close its successor.
+        handles.push(job);
+    }
+    let last = bench.open("job", backup_work(&[(512, Start::Nothing)]));
+    drop(handles);
+    bench.abd(&last, "job").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_opening_of_an_open_job_changes_nothing_for_the_first() {
+    let bench = bench().await;
+    let job = bench.open("job", backup_work(&[(512, Start::Nothing)]));
+    let (mut abd, _) = bench.abd(&job, "job").await;
+    let order = order(&bench.store, "job", backup_work(&[(512, Start::Nothing)]));
+    let second = bench.service.open_job(JobGrant { job: "job".into(), order, bitmaps: vec![None] });
+    assert!(second.unwrap_err().to_string().contains("open already"));
+    let stranger = Identity::generate().unwrap().fingerprint();
+    assert!(job.admit(stranger).is_err(), "its ABD is the only one still");
+    abd.claim("job").await.unwrap();
+    job.close();
+    assert_eq!(code(abd.claim("job").await), (410, "job-over".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -405,6 +466,14 @@ async fn grants_that_contradict_themselves_are_refused() {
     assert!(open("job", plain.clone(), vec![Some(vec![0])]).contains("does not use"));
     let smaller = order(&bench.store, "job", backup_work(&[(512, Start::Compare { base })]));
     assert!(open("job", smaller, vec![None]).contains("its base"));
+    let mut limited = plain.clone();
+    let Work::Backup { rate_limit, disks, .. } = &mut limited.work else { panic!("a backup") };
+    *rate_limit = Some(ByteCount::new(65_535));
+    let mut audited = disks.clone();
+    assert!(open("job", limited.clone(), vec![None]).contains("rate limit"));
+    audited[0].audit = Some(Audit::with_seed(1));
+    limited.work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, disks: audited };
+    assert!(open("job", limited, vec![None]).contains("audit without a bitmap"));
     let mut foreign = plain.clone();
     foreign.id_key.0[0] ^= 1;
     assert!(open("job", foreign, vec![None]).contains("another store"));

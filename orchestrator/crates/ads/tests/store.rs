@@ -149,10 +149,11 @@ fn points_that_contradict_the_store_are_refused() {
     let tree = store_disk(&store, &disk(1, 5 * 65536)).unwrap();
     let good = point(&store, "vm", WHEN, &[tree]);
     let mut refused = Vec::new();
-    for change in 0..5 {
+    for change in 0..6 {
         let mut bad = good.clone();
         match change {
-            0 => bad.version = 2,
+            0 => bad.version = ads::RestorePoint::VERSION + 1,
+            5 => bad.version = ads::RestorePoint::OLDEST_VERSION,
             1 => bad.store = "00000000-0000-4000-8000-000000000000".parse().unwrap(),
             2 => bad.created = "yesterday".into(),
             3 => bad.disks[0].tree.size = ByteCount::new(5 * 65536 + 1),
@@ -162,7 +163,14 @@ fn points_that_contradict_the_store_are_refused() {
     }
     assert_eq!(
         refused,
-        [ErrorKind::Refused, ErrorKind::Refused, ErrorKind::Refused, ErrorKind::Missing, ErrorKind::Missing]
+        [
+            ErrorKind::Refused,
+            ErrorKind::Refused,
+            ErrorKind::Refused,
+            ErrorKind::Missing,
+            ErrorKind::Missing,
+            ErrorKind::Refused
+        ]
     );
     assert!(store.points().unwrap().points.is_empty());
 }

@@ -7,15 +7,18 @@
 //!
 //! ```text
 //! session   jobs, their keys, their events        routes   the calls
-//! body      bounded reading of what a call sends  stall    connections that do not move
+//! grant     what a job may do                     stall    connections that do not move
+//! body      bounded reading of what a call sends
 //! ```
 
 mod body;
+mod grant;
 mod routes;
 mod session;
 mod stall;
 
-pub use session::{Events, JobEvent, JobGrant, JobHandle};
+pub use grant::JobGrant;
+pub use session::{Events, JobEvent, JobHandle};
 
 use crate::Error;
 use crate::store::Store;
@@ -159,7 +162,9 @@ impl Service {
         &self.addresses
     }
 
-    /// Opens a job. Nobody can call for it until a key was [admitted](JobHandle::admit).
+    /// Opens a job. Nobody can call for it until a key was [admitted](JobHandle::admit). A job that was closed can be
+    /// opened again, for a next round with other disks: its events start anew, and the key of an earlier round is
+    /// neither let in nor admitted.
     ///
     /// # Errors
     /// [`Error::Job`] where the grant contradicts itself, or the job is open already.

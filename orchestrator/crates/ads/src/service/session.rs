@@ -1,33 +1,23 @@
 //! Jobs: which key may call for which, what it may do, and what the orchestrator hears of it.
 
 use super::Shared;
+use super::grant::{JobGrant, check_grant, disk_count};
 use crate::Error;
-use blocks::ChangedBlocks;
 use bytes::Bytes;
 use pin::Fingerprint;
 use seal::{PackId, Tree, TreeId};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::{Notify, Semaphore};
-use wire::{BackupDisk, MAX_DISKS, Order, RestoreDisk, Work};
+use wire::{BackupDisk, Order, RestoreDisk, Work};
 
 /// Keys of closed jobs that are remembered, to tell a late ABD why it is refused.
 const REMEMBERED_KEYS: usize = 1024;
 /// Refusals of one job that are told and logged; an ABD that goes on after that has nothing new to say.
 const MAX_REFUSALS: u32 = 32;
-
-/// What a job may do.
-#[derive(Clone, Debug)]
-pub struct JobGrant {
-    /// The job's uuid; the ABD must name it.
-    pub job: String,
-    /// Its work.
-    pub order: Order,
-    /// For each disk of the order the bytes of XAPI's changed-block bitmap, where its start has one.
-    pub bitmaps: Vec<Option<Vec<u8>>>,
-}
 
 /// What the orchestrator hears of a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -252,9 +242,12 @@ impl Registry {
     }
 
     fn open(&self, job: &str) -> Result<(), Error> {
-        match lock(&self.table).jobs.insert(job.to_owned(), None) {
-            None => Ok(()),
-            Some(_) => Err(refused(job, "it is open already")),
+        match lock(&self.table).jobs.entry(job.to_owned()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(None);
+                Ok(())
+            }
+            Entry::Occupied(_) => Err(refused(job, "it is open already")),
         }
     }
 
@@ -362,53 +355,7 @@ impl Drop for JobHandle {
     }
 }
 
-fn disk_count(work: &Work) -> usize {
-    match work {
-        Work::Backup { disks, .. } => disks.len(),
-        Work::Restore { disks } => disks.len(),
-    }
-}
-
-fn check_grant(grant: &JobGrant, id_key: wire::IdKeyBytes) -> Result<(), Error> {
-    let bad = |reason: &str| Err(refused(&grant.job, reason));
-    if grant.order.job != grant.job {
-        return bad(&format!("its order is for job {}", grant.order.job));
-    }
-    if grant.order.id_key != id_key {
-        return bad("its order carries the id key of another store");
-    }
-    let count = disk_count(&grant.order.work);
-    if count == 0 || count > MAX_DISKS {
-        return bad(&format!("its order has {count} disks, 1 to {MAX_DISKS} are possible"));
-    }
-    if grant.bitmaps.len() != count {
-        return bad(&format!("{} bitmaps for {count} disks", grant.bitmaps.len()));
-    }
-    let Work::Backup { disks, .. } = &grant.order.work else {
-        return if grant.bitmaps.iter().all(Option::is_none) {
-            Ok(())
-        } else {
-            bad("a restore has no bitmaps")
-        };
-    };
-    for (at, (disk, bitmap)) in disks.iter().zip(&grant.bitmaps).enumerate() {
-        if let Some(base) = disk.start.base().filter(|base| base.size > disk.size) {
-            return bad(&format!("disk {at} has {}, its base {}", disk.size, base.size));
-        }
-        match (disk.start.has_bitmap(), bitmap) {
-            (true, Some(bytes)) => {
-                ChangedBlocks::from_xapi(bytes, disk.size)
-                    .map_err(|error| refused(&grant.job, &format!("disk {at}: {error}")))?;
-            }
-            (false, None) => {}
-            (true, None) => return bad(&format!("disk {at} starts from a bitmap that is not there")),
-            (false, Some(_)) => return bad(&format!("disk {at} has a bitmap that its start does not use")),
-        }
-    }
-    Ok(())
-}
-
-fn refused(job: &str, reason: &str) -> Error {
+pub(super) fn refused(job: &str, reason: &str) -> Error {
     Error::Job { job: job.to_owned(), reason: reason.to_owned() }
 }
 

@@ -23,7 +23,8 @@ pub use layout::{FileOps, LocalFiles};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use points::{
-    DamagedPoint, DiskMode, PointDisk, PointId, PointPool, PointVm, Points, RestorePoint, StoredPoint,
+    DamagedPoint, DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, Points, RestorePoint,
+    StoredPoint,
 };
 pub use report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
 pub use time::timestamp;

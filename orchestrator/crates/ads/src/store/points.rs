@@ -25,13 +25,16 @@ const SHORT_DIGITS: usize = 12;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PointId([u8; 32]);
 
-/// The record that makes a backup exist.
+/// The record that makes a backup exist. Members with a default are absent in points of version 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RestorePoint {
-    /// [`RestorePoint::VERSION`].
+    /// [`RestorePoint::VERSION`]; of a point that was read, the version it was written with.
     pub version: u32,
     /// The job that made it.
     pub job: String,
+    /// What the admin calls such jobs; none where the VM was named at a shell.
+    #[serde(default)]
+    pub job_name: Option<String>,
     /// The run that the job belonged to.
     pub run: String,
     /// When, as [`timestamp`](crate::timestamp) gives it.
@@ -46,6 +49,12 @@ pub struct RestorePoint {
     pub disks: Vec<PointDisk>,
     /// The point that the job started from.
     pub base: Option<PointId>,
+    /// Whether the guest wrote out its files before the snapshot.
+    #[serde(default)]
+    pub quiesced: bool,
+    /// Whether the VM's memory belongs to it: a disk of the kind [`DiskKind::Suspend`].
+    #[serde(default)]
+    pub checkpoint: bool,
 }
 
 /// A restore point's pool.
@@ -71,11 +80,14 @@ pub struct PointVm {
 /// A restore point's disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointDisk {
-    /// Uuid of the live VDI.
+    /// Uuid of the live VDI; of a memory image its own.
     pub vdi: String,
     /// Its name.
     pub name: String,
-    /// Its position on the VM.
+    /// What it is to the VM.
+    #[serde(default)]
+    pub kind: DiskKind,
+    /// Its position on the VM; without meaning for a memory image.
     pub userdevice: u16,
     /// Whether the VM boots from it.
     pub bootable: bool,
@@ -85,20 +97,40 @@ pub struct PointDisk {
     pub tree_id: TreeId,
     /// How it was read.
     pub mode: DiskMode,
-    /// Why in this way.
+    /// Why in this way, for people.
     pub reason: String,
+    /// The same for programs: a stable word in kebab case, or empty.
+    #[serde(default)]
+    pub cause: String,
     /// What the job counted.
     pub counts: wire::DiskCounts,
     /// The VDI in the pool to list the next changes from.
     pub reference: Option<String>,
+    /// Earlier points whose content of this disk is in doubt: they were made by a tracking that this job's audit
+    /// caught forgetting writes.
+    #[serde(default)]
+    pub suspect: Vec<PointId>,
+}
+
+/// What a disk is to its VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskKind {
+    /// A disk that the guest sees.
+    #[default]
+    User,
+    /// The memory of the VM at a checkpoint; no guest may see it as a disk.
+    Suspend,
 }
 
 /// How a disk was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum DiskMode {
-    /// The blocks that changed tracking listed.
+    /// The blocks that changed-block tracking listed.
     Cbt,
+    /// The granules that a differencing VHD lists against the reserved snapshot.
+    VhdDiff,
     /// Every block, compared with the base.
     Scan,
     /// Every block.
@@ -133,8 +165,11 @@ pub struct Points {
 }
 
 impl RestorePoint {
-    /// The version that this program writes and reads.
-    pub const VERSION: u32 = 1;
+    /// The version that this program writes. A program that knows only version 1 must not read it: it would give a
+    /// memory image to a VM as a disk.
+    pub const VERSION: u32 = 2;
+    /// The oldest version that this program reads.
+    pub const OLDEST_VERSION: u32 = 1;
 }
 
 impl PointId {
@@ -202,6 +237,12 @@ impl Store {
             return refused(format!("'{}' is not a time like 2026-11-03T10:20:30Z", point.created));
         }
         for disk in &point.disks {
+            if !disk.cause.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+                return refused(format!(
+                    "the cause '{}' of VDI {} is not in kebab case",
+                    disk.cause, disk.vdi
+                ));
+            }
             self.check_finished(disk)?;
         }
         let bytes = match serde_json::to_vec_pretty(point) {
@@ -330,7 +371,7 @@ fn read_point(path: &Path) -> Result<StoredPoint, String> {
         version: u32,
     }
     let version: Version = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    if version.version != RestorePoint::VERSION {
+    if !(RestorePoint::OLDEST_VERSION..=RestorePoint::VERSION).contains(&version.version) {
         return Err(format!("version {} is not known to this program; use a newer one", version.version));
     }
     let point: RestorePoint = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;

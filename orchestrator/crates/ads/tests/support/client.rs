@@ -184,8 +184,10 @@ pub fn backup_work(disks: &[(usize, Start)]) -> Work {
         userdevice,
         size: ByteCount::new(*size as u64),
         start: start.clone(),
+        audit: None,
     });
-    Work::Backup { level: 1, pack_size: super::PACK_SIZE as u32, disks: disks.collect() }
+    let pack_size = super::PACK_SIZE as u32;
+    Work::Backup { level: 1, pack_size, rate_limit: None, disks: disks.collect() }
 }
 
 pub fn restore_work(trees: &[Tree]) -> Work {

@@ -6,7 +6,7 @@
 pub mod client;
 pub mod faults;
 
-use ads::{DiskMode, PointDisk, PointId, PointPool, PointVm, RestorePoint, Store};
+use ads::{DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, RestorePoint, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};
 use seal::{
     BlockId, Error, FAN_OUT, IdKey, Node, NodeId, NodeSource, Pack, PackKind, PackWriter, Sealer, Tree,
@@ -150,17 +150,21 @@ pub fn point(store: &Store, vm: &str, created: &str, trees: &[Tree]) -> RestoreP
         vdi: format!("vdi-{userdevice}-of-{vm}"),
         name: format!("disk {userdevice}"),
         userdevice,
+        kind: DiskKind::User,
         bootable: userdevice == 0,
         tree: *tree,
         tree_id: tree.id(store.id_key()),
         mode: DiskMode::Full,
         reason: "first backup".into(),
+        cause: "first-backup".into(),
         counts: wire::DiskCounts::default(),
         reference: None,
+        suspect: Vec::new(),
     });
     RestorePoint {
         version: RestorePoint::VERSION,
         job: "job".into(),
+        job_name: None,
         run: "run".into(),
         created: created.into(),
         store: store.id(),
@@ -172,6 +176,8 @@ pub fn point(store: &Store, vm: &str, created: &str, trees: &[Tree]) -> RestoreP
         },
         disks: disks.collect(),
         base: None,
+        quiesced: false,
+        checkpoint: false,
     }
 }
 

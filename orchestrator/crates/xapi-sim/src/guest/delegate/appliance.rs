@@ -163,7 +163,9 @@ fn connect(machine: &Machine, store: &XenStore) -> Result<watch::Receiver<bool>,
             }
             // Without XenStore the simulator is gone, and this process with it.
             let Ok(up) = is_up(&store) else { return };
-            plug.send_replace(up);
+            if plug.send_replace(up) != up {
+                console::line(if up { "eth0: link is up" } else { "eth0: link is down" });
+            }
         }
     };
     std::thread::Builder::new()

@@ -170,6 +170,8 @@ impl Attendant {
         }
         let how = match status {
             Ok(status) if status.success() => "the guest powered itself off".to_owned(),
+            // Killed: what it said last has nothing to do with its end.
+            Ok(status) if status.code().is_none() => process::describe("the delegate", status),
             Ok(status) => with_last_words(process::describe("the delegate", status), &self.log),
             Err(error) => format!("the delegate's end was not seen: {error}"),
         };

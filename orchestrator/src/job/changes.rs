@@ -1,0 +1,321 @@
+//! What changed since the last backup: the restore points to start from, the references in the pool, and what the
+//! pool says about them. Everything here is asked before a disk is attached anywhere: XAPI refuses it afterwards.
+
+use super::snapshot::Source;
+use super::{Job, blocking};
+use crate::cleanup;
+use crate::error::{Context, Result};
+use crate::references;
+use crate::report::Event;
+use crate::tracking::{
+    self, Allocated, Allocation, Base, Cause, Changes, Decision, Facts, Hop, Origin, Untracked,
+};
+use ads::{DiskKind, PointDisk, PointId, StoredPoint};
+use blocks::ByteCount;
+use std::collections::BTreeMap;
+use xapi::{Ref, Vdi, VdiType, VhdHead};
+
+/// How many restore points back a reference is looked for. A run that died between its commit and its rotation
+/// leaves the reference before; more than a few such runs in a row deserve a scan.
+const REFERENCES_BACK: usize = 4;
+/// Largest disk that XAPI exports as a VHD.
+const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
+
+/// A disk together with how it is read.
+pub(super) struct Planned {
+    pub source: Source,
+    pub decision: Decision,
+}
+
+/// The VM's earlier restore points, as far as this job may start from them.
+pub(super) struct History {
+    /// Oldest first.
+    points: Vec<StoredPoint>,
+    /// Why none may be used, where that is so.
+    unusable: Option<(Cause, String)>,
+}
+
+/// What the pool says about the changes of a disk.
+enum Listing {
+    Usable(Changes),
+    /// The pool's log is damaged, or was useless twice in a row: it must be started anew.
+    Broken(String),
+}
+
+/// How all disks are read, and those whose tracking must be started anew first.
+pub(super) struct Plan {
+    pub disks: Vec<Planned>,
+    /// Live VDIs, and why.
+    pub broken: BTreeMap<Ref<Vdi>, String>,
+}
+
+impl History {
+    /// The newest point.
+    pub(super) fn newest(&self) -> Option<PointId> {
+        self.usable().last().map(|stored| stored.id)
+    }
+
+    fn usable(&self) -> &[StoredPoint] {
+        match self.unusable {
+            None => &self.points,
+            Some(_) => &[],
+        }
+    }
+
+    /// What the earlier points say about a disk, newest first.
+    fn of_disk<'h>(&'h self, vdi: &'h str) -> impl Iterator<Item = (PointId, &'h PointDisk)> {
+        let disk = move |stored: &'h StoredPoint| {
+            let found = stored.point.disks.iter().find(|d| d.vdi == vdi && d.kind == DiskKind::User);
+            found.map(|disk| (stored.id, disk))
+        };
+        self.usable().iter().rev().filter_map(disk)
+    }
+
+    /// The points that rest on change tracking of a disk since it was last read whole, newest first: an audit that
+    /// fails puts them in doubt.
+    pub(super) fn resting_on_tracking(&self, vdi: &str) -> Vec<PointId> {
+        let tracked = |disk: &PointDisk| matches!(disk.mode, tracking::Mode::Cbt | tracking::Mode::VhdDiff);
+        self.of_disk(vdi).take_while(|(_, disk)| tracked(disk)).map(|(id, _)| id).collect()
+    }
+}
+
+impl Job<'_> {
+    /// The earlier restore points of the VM. None may be used while packs of the store cannot be read: then every
+    /// block is offered again, and those that were lost are shipped again.
+    pub(super) async fn history(&self, vm: &str) -> Result<History> {
+        let store = self.run.store.clone();
+        let mut points = blocking(move || store.points()).await?.points;
+        points.retain(|stored| stored.point.vm.uuid == vm);
+        let damaged = self.run.store.skipped_packs().first().map(|pack| pack.path.display().to_string());
+        let unusable = match damaged {
+            _ if self.options.full => Some((Cause::FullRequested, "a full backup was asked for".to_owned())),
+            Some(pack) => {
+                self.warn(format!("the store has damaged packs ({pack}): backing up in full"));
+                Some((Cause::StoreDamaged, "the store has damaged packs".to_owned()))
+            }
+            None => None,
+        };
+        Ok(History { points, unusable })
+    }
+
+    /// Decides for every disk how it is read. Disks in `reset` had their tracking started anew by this job.
+    pub(super) async fn plan(
+        &self,
+        sources: Vec<Source>,
+        history: &History,
+        reset: &BTreeMap<Ref<Vdi>, String>,
+    ) -> Result<Plan> {
+        self.step("list changes");
+        let mut plan = Plan { disks: Vec::with_capacity(sources.len()), broken: BTreeMap::new() };
+        for source in sources {
+            let origin = match history.of_disk(&source.live_uuid).next() {
+                _ if source.kind == DiskKind::Suspend => {
+                    let (cause, why) = Untracked::Memory.explain();
+                    Origin::Nothing(cause, why, self.allocation(&source).await)
+                }
+                None => {
+                    let first = (Cause::FirstBackup, "first backup of this disk".to_owned());
+                    let (cause, why) = history.unusable.clone().unwrap_or(first);
+                    Origin::Nothing(cause, why, self.allocation(&source).await)
+                }
+                Some((_, last)) => {
+                    let base = Base { tree: last.tree };
+                    let listing = match reset.get(&source.live) {
+                        Some(why) => {
+                            Listing::Usable(Changes::Unknown(Cause::TrackingInconsistent, why.clone()))
+                        }
+                        None => self.changes(&source, history).await?,
+                    };
+                    match listing {
+                        Listing::Usable(changes) => Origin::Base(base, changes),
+                        Listing::Broken(why) => {
+                            plan.broken.insert(source.live.clone(), why.clone());
+                            Origin::Base(base, Changes::Unknown(Cause::TrackingInconsistent, why))
+                        }
+                    }
+                }
+            };
+            let decision = tracking::decide(Facts { size: source.size, origin });
+            plan.disks.push(Planned { source, decision });
+        }
+        Ok(plan)
+    }
+
+    /// Shows how the disks are read.
+    pub(super) fn show_plan(&self, disks: &[Planned]) {
+        for Planned { source, decision } in disks {
+            self.run.report.event(&Event::DiskPlan {
+                job: self.id.clone(),
+                subject: self.subject.clone(),
+                disk: source.name.clone(),
+                mode: tracking::mode_name(decision.mode).into(),
+                cause: decision.cause.code().into(),
+                reason: decision.reason.clone(),
+                size: source.size.get(),
+                planned: decision.planned(source.size).get(),
+            });
+        }
+    }
+
+    /// Asks the pool what changed since a reference of an earlier restore point. A reference that is older than the
+    /// newest point lists more than changed since, never less.
+    async fn changes(&self, source: &Source, history: &History) -> Result<Listing> {
+        let unknown = |cause, why: String| Ok(Listing::Usable(Changes::Unknown(cause, why)));
+        if let Some(Untracked::ByOption) = source.untracked {
+            let (cause, why) = Untracked::ByOption.explain();
+            return unknown(cause, why);
+        }
+        let mut missing = None;
+        for (_, disk) in history.of_disk(&source.live_uuid).take(REFERENCES_BACK) {
+            if let Some(uuid) = &disk.reference {
+                match cleanup::find_vdi(&self.run.pool, uuid).await {
+                    Ok(Some(reference)) => {
+                        return self.changes_since(source, &reference, uuid, history).await;
+                    }
+                    Ok(None) => _ = missing.get_or_insert_with(|| uuid.clone()),
+                    Err(error) => return unknown(Cause::ListingFailed, error.chain()),
+                }
+            }
+            if disk.cause == Cause::AuditAlarm.code() {
+                // What is older was listed by a tracking that is known to have missed writes.
+                let why = "an audit caught the change tracking missing writes, and it was started anew";
+                return unknown(Cause::AuditAlarm, why.into());
+            }
+        }
+        let old_release = source.untracked == Some(Untracked::OldRelease);
+        let (cause, why) = match (&source.untracked, missing) {
+            (_, Some(uuid)) if old_release => {
+                let why =
+                    format!("disk {uuid} of the reserved snapshot is gone from the pool; a new one is made");
+                (Cause::ReferenceMissing, why)
+            }
+            (Some(untracked), _) if !self.reserves(source) => untracked.explain(),
+            (_, Some(uuid)) => {
+                (Cause::ReferenceMissing, format!("the reference VDI {uuid} is gone from the pool"))
+            }
+            (_, None) => (Cause::NoReference, "the last backup left no reference".to_owned()),
+        };
+        unknown(cause, why)
+    }
+
+    async fn changes_since(
+        &self,
+        source: &Source,
+        reference: &Ref<Vdi>,
+        uuid: &str,
+        history: &History,
+    ) -> Result<Listing> {
+        let client = &self.run.pool.client;
+        let record = client.get_record::<Vdi>(reference).await.context(|| format!("look at VDI {uuid}"))?;
+        if !source.tracked {
+            let Some(untracked) = &source.untracked else {
+                let why = "the snapshot's disk is not tracked".to_owned();
+                return Ok(Listing::Usable(Changes::Unknown(Cause::TrackingFailed, why)));
+            };
+            let (cause, why) = untracked.explain();
+            return Ok(Listing::Usable(match record.kind == VdiType::CbtMetadata {
+                true => Changes::Unknown(cause, why),
+                false => self.difference(source, reference).await,
+            }));
+        }
+        let error = match self.list(reference, &source.snapshot).await {
+            Ok(bitmap) => {
+                return Ok(Listing::Usable(Changes::Tracked(vec![Hop { size: source.size, bitmap }])));
+            }
+            Err(error) => error,
+        };
+        if error.is_cbt_inconsistent() {
+            return Ok(Listing::Broken(format!("the pool's log of changes is damaged: {error}")));
+        }
+        if !error.is_cbt_unrelated() {
+            let error = crate::error::Error::from(error);
+            return Ok(Listing::Usable(Changes::Unknown(Cause::ListingFailed, error.chain())));
+        }
+        if let Some(hops) = self.hops(source, reference, uuid).await? {
+            return Ok(Listing::Usable(Changes::Tracked(hops)));
+        }
+        let why = format!("the pool cannot relate the reference {uuid} to the disk any more: {error}");
+        let last = history.of_disk(&source.live_uuid).next().map(|(_, disk)| disk.cause.as_str());
+        // A reference of the last run that is useless at once means that the next one would be as well.
+        if last == Some(Cause::ReferenceUnusable.code()) {
+            return Ok(Listing::Broken(format!("{why}, for the second time in a row")));
+        }
+        Ok(Listing::Usable(Changes::Unknown(Cause::ReferenceUnusable, why)))
+    }
+
+    async fn list(&self, from: &Ref<Vdi>, to: &Ref<Vdi>) -> std::result::Result<Vec<u8>, xapi::Error> {
+        crate::retry::until_free_raw(
+            || "list changed blocks".into(),
+            async || self.run.pool.client.vdi_list_changed_blocks(from, to).await,
+        )
+        .await
+    }
+
+    /// The way from a reference to the snapshot over the later references that other runs left behind.
+    async fn hops(&self, source: &Source, from: &Ref<Vdi>, uuid: &str) -> Result<Option<Vec<Hop>>> {
+        let vdis = self.run.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+        let store = self.run.store.id().to_string();
+        let all = references::references_of(&self.run.pool, &vdis, &source.live_uuid, &store);
+        let later: Vec<&String> = all.iter().skip_while(|found| *found != uuid).skip(1).collect();
+        if later.is_empty() {
+            return Ok(None);
+        }
+        let mut hops = Vec::new();
+        let mut at = from;
+        let way = later.iter().filter_map(|uuid| vdis.iter().find(|(_, vdi)| vdi.uuid.as_str() == *uuid));
+        let end = (&source.snapshot, source.size);
+        for (to, size) in way.map(|(to, vdi)| (to, ByteCount::new(vdi.virtual_size))).chain([end]) {
+            match self.list(at, to).await {
+                Ok(bitmap) => hops.push(Hop { size, bitmap }),
+                Err(error) => {
+                    tracing::debug!(job = %self.id, "no way over a later reference: {error}");
+                    return Ok(None);
+                }
+            }
+            at = to;
+        }
+        Ok(Some(hops))
+    }
+
+    /// Whether this job leaves a reserved snapshot of the disk: pools without change tracking list changes from it.
+    pub(super) fn reserves(&self, source: &Source) -> bool {
+        source.untracked == Some(Untracked::OldRelease) && source.is_vhd && source.size <= LARGEST_VHD
+    }
+
+    /// The parts of the disk that may differ from the reserved snapshot, by the head of a differencing export.
+    async fn difference(&self, source: &Source, reference: &Ref<Vdi>) -> Changes {
+        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
+            Ok(head) if head.differencing => Changes::Difference(parts(head)),
+            Ok(_) => Changes::Unknown(
+                Cause::ListingUnusable,
+                "the pool sent a whole VHD instead of the difference".into(),
+            ),
+            Err(error) => {
+                Changes::Unknown(Cause::ListingFailed, format!("the difference cannot be read: {error}"))
+            }
+        }
+    }
+
+    /// Asks which parts of a disk were ever written, by the head of a VHD export.
+    async fn allocation(&self, source: &Source) -> Allocation {
+        if self.options.read_unallocated {
+            return Allocation::Unknown("unallocated space is read on request".into());
+        }
+        if !source.is_vhd {
+            return Allocation::Unknown("the storage does not tell what is allocated".into());
+        }
+        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
+            Ok(head) if !head.differencing => Allocation::Listed(parts(head)),
+            Ok(_) => Allocation::Unknown("the pool sent a differencing VHD".into()),
+            Err(error) => Allocation::Unknown(format!("the pool does not tell what is allocated: {error}")),
+        }
+    }
+}
+
+fn parts(head: VhdHead) -> Allocated {
+    Allocated {
+        disk_size: ByteCount::new(head.disk_bytes),
+        block_size: ByteCount::new(u64::from(head.block_bytes)),
+        blocks: head.blocks,
+    }
+}

@@ -1,0 +1,290 @@
+//! The end of a backup: the restore point is written, references are rotated, and an audit that failed is made known.
+
+use super::backup::Tidied;
+use super::changes::{History, Planned};
+use super::delegate::Outcome;
+use super::placement::Round;
+use super::snapshot::Snapshot;
+use super::{Job, blocking, summary_of};
+use crate::cleanup::Removed;
+use crate::error::Result;
+use crate::journal::{Entry, Keep, Reserve, Rotation};
+use crate::references;
+use crate::report::{DiskSummary, Event, JobSummary};
+use crate::tracking::{self, Cause, Mode};
+use ads::{PointDisk, PointPool, PointVm, RestorePoint};
+use std::time::{Instant, SystemTime};
+use wire::{Claim, DiskAnswer, DiskDone, Usage};
+use xapi::{Ref, Vdi, Vm};
+
+/// What the delegates of a job sealed.
+pub(super) struct Sealed {
+    /// By position in the job's list of disks.
+    pub(super) disks: Vec<Option<(DiskDone, DiskAnswer)>>,
+    pub(super) claim: Option<Claim>,
+    pub(super) usage: Usage,
+}
+
+impl Sealed {
+    pub(super) fn new(count: usize) -> Self {
+        Self { disks: vec![None; count], claim: None, usage: Usage::default() }
+    }
+
+    /// Takes in what one delegate did.
+    pub(super) fn take(&mut self, round: &Round, outcome: Outcome) {
+        for (at, disk) in round.disks.iter().zip(outcome.disks) {
+            self.disks[*at] = disk;
+        }
+        let usage = outcome.done.usage;
+        self.usage.worker_peak = self.usage.worker_peak.max(usage.worker_peak);
+        self.usage.available_low = match self.claim {
+            Some(_) => self.usage.available_low.min(usage.available_low),
+            None => usage.available_low,
+        };
+        self.usage.cpu_ms = self.usage.cpu_ms.saturating_add(usage.cpu_ms);
+        self.claim = outcome.claim.or(self.claim.take());
+    }
+}
+
+/// A disk whose audit failed.
+struct Alarm {
+    vdi: Ref<Vdi>,
+    name: String,
+}
+
+impl Job<'_> {
+    /// Makes the restore point exist, then rotates the references.
+    #[allow(clippy::too_many_arguments, reason = "everything that a job gathered ends here, each thing once")]
+    pub(super) async fn commit(
+        &self,
+        vm: &Vm,
+        snapshot: &Snapshot,
+        planned: Vec<Planned>,
+        sealed: Sealed,
+        history: &History,
+        reserve: bool,
+        entries: &mut Vec<Entry>,
+        started: Instant,
+    ) -> Result<(Tidied, JobSummary)> {
+        let run = self.run;
+        let store_id = run.store.id().to_string();
+        let (mut disks, mut summaries, mut alarms) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rotations: Vec<Rotation> = Vec::new();
+        for (mut planned, (done, answer)) in planned.into_iter().zip(sealed.disks.into_iter().flatten()) {
+            let suspect = self.judge_audit(&mut planned, &done, history, &mut alarms);
+            let Planned { source, decision } = planned;
+            let keep = match () {
+                () if decision.cause == Cause::AuditAlarm => Keep::Nothing,
+                () if source.tracked => Keep::Metadata,
+                () if self.reserves(&source) => Keep::Snapshot,
+                () => Keep::Nothing,
+            };
+            summaries.push(DiskSummary {
+                name: source.name.clone(),
+                vdi: source.live_uuid.clone(),
+                size: source.size.get(),
+                mode: tracking::mode_name(decision.mode).into(),
+                cause: decision.cause.code().into(),
+                reason: decision.reason.clone(),
+                tree_id: answer.tree.to_string(),
+                counts: done.counts,
+            });
+            rotations.push(Rotation {
+                vdi: source.snapshot_uuid.clone(),
+                keep,
+                live: source.live_uuid.clone(),
+                store: store_id.clone(),
+                replaces: Vec::new(),
+            });
+            disks.push(PointDisk {
+                kind: source.kind,
+                vdi: source.live_uuid,
+                name: source.name,
+                userdevice: source.position,
+                bootable: source.bootable,
+                tree: done.tree(),
+                tree_id: answer.tree,
+                mode: decision.mode,
+                cause: decision.cause.code().into(),
+                reason: decision.reason,
+                counts: done.counts,
+                reference: (keep != Keep::Nothing).then_some(source.snapshot_uuid),
+                suspect,
+            });
+        }
+        // Disks that the job leaves out are in the snapshot of an older host all the same.
+        for (_, vdi) in &snapshot.disks {
+            if !rotations.iter().any(|rotation| rotation.vdi == vdi.uuid.as_str()) {
+                rotations.push(Rotation {
+                    vdi: vdi.uuid.to_string(),
+                    keep: Keep::Nothing,
+                    live: String::new(),
+                    store: store_id.clone(),
+                    replaces: Vec::new(),
+                });
+            }
+        }
+        let reserved =
+            (reserve && rotations.iter().any(|rotation| rotation.keep == Keep::Snapshot)).then(|| Reserve {
+                snapshot: snapshot.uuid.clone(),
+                vm: vm.uuid.to_string(),
+                store: store_id.clone(),
+            });
+        let mut tidied = Tidied::Fully;
+        if reserve && reserved.is_none() {
+            // An audit that failed left nothing worth reserving.
+            if let Err(error) = self.remove_snapshot(&snapshot.uuid).await {
+                self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
+                tidied = Tidied::Partly;
+            }
+        }
+        let point = RestorePoint {
+            version: RestorePoint::VERSION,
+            job: self.id.clone(),
+            job_name: run.name.clone(),
+            run: run.id.clone(),
+            created: ads::timestamp(SystemTime::now()),
+            store: run.store.id(),
+            pool: PointPool { uuid: run.pool.config.uuid.clone(), name: run.pool.config.name.clone() },
+            vm: PointVm { uuid: vm.uuid.to_string(), name: vm.name_label.clone(), metadata: vm_metadata(vm) },
+            quiesced: snapshot.quiesced,
+            checkpoint: snapshot.memory.is_some(),
+            disks,
+            base: history.newest(),
+        };
+        let store = run.store.clone();
+        let id = blocking(move || store.commit_point(&point)).await?;
+        tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, &store_id, entries).await);
+        for alarm in &alarms {
+            tidied = tidied.and(self.sound(alarm).await);
+        }
+        let summary = JobSummary {
+            job: self.id.clone(),
+            kind: "backup".into(),
+            subject: self.subject.clone(),
+            point: id.to_string(),
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            alarms: alarms.into_iter().map(|alarm| alarm.name).collect(),
+            disks: summaries,
+            delegate: summary_of(sealed.claim.as_ref(), sealed.usage),
+        };
+        run.report.event(&Event::JobDone(Box::new(summary.clone())));
+        Ok((tidied, summary))
+    }
+
+    /// Looks at what the audit of a disk found. Where it found a mismatch, the delegate has read the whole disk; gives
+    /// the earlier restore points that are in doubt.
+    fn judge_audit(
+        &self,
+        planned: &mut Planned,
+        done: &DiskDone,
+        history: &History,
+        alarms: &mut Vec<Alarm>,
+    ) -> Vec<ads::PointId> {
+        let counts = done.counts;
+        if counts.mismatched.get() == 0 {
+            return Vec::new();
+        }
+        let Planned { source, decision } = planned;
+        let what = match decision.mode {
+            Mode::Full => "the storage's list of allocated space",
+            _ => "change tracking",
+        };
+        decision.reason = format!(
+            "an audit of {} caught {what} missing {} of changes; the whole disk was read",
+            counts.audited, counts.mismatched
+        );
+        decision.cause = Cause::AuditAlarm;
+        decision.mode = match decision.start.base() {
+            Some(_) => Mode::Scan,
+            None => Mode::Full,
+        };
+        alarms.push(Alarm { vdi: source.live.clone(), name: source.name.clone() });
+        history.resting_on_tracking(&source.live_uuid)
+    }
+
+    /// Makes an alarm known and starts the disk's tracking anew: what was missed once will be missed again.
+    async fn sound(&self, alarm: &Alarm) -> Tidied {
+        self.run.report.event(&Event::Alarm {
+            job: self.id.clone(),
+            subject: self.subject.clone(),
+            disk: alarm.name.clone(),
+            message: format!(
+                "{}: writes to {} were not tracked. This backup is whole; earlier ones since the last that read \
+                 everything are in doubt: see `abd list`",
+                self.subject, alarm.name
+            ),
+        });
+        let client = &self.run.pool.client;
+        let tracked = client.get_record::<Vdi>(&alarm.vdi).await.map(|vdi| vdi.cbt_enabled);
+        let reset = match tracked {
+            Ok(true) => self.reset_tracking(&alarm.vdi).await,
+            Ok(false) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        match reset {
+            Ok(()) => Tidied::Fully,
+            Err(error) => {
+                self.warn(format!("{} of {}: {}", alarm.name, self.subject, error.chain()));
+                Tidied::Partly
+            }
+        }
+    }
+
+    /// Turns the snapshot's disks into references. The backup exists: what fails here is left for `reconcile`.
+    async fn rotate(
+        &self,
+        point: &str,
+        mut rotations: Vec<Rotation>,
+        reserve: Option<Reserve>,
+        store: &str,
+        entries: &mut Vec<Entry>,
+    ) -> Tidied {
+        let pool = &self.run.pool;
+        let mut tidied = Tidied::Fully;
+        match pool.client.get_all_records::<Vdi>().await {
+            Ok(vdis) => {
+                for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
+                    rotation.replaces = references::references_of(pool, &vdis, &rotation.live, store);
+                    rotation.replaces.retain(|uuid| *uuid != rotation.vdi);
+                }
+            }
+            // The next run of this VM drops them.
+            Err(error) => self.warn(format!("old references stay for now: {error}")),
+        }
+        let committed =
+            Entry::Committed { point: point.to_owned(), vdis: rotations.clone(), reserve: reserve.clone() };
+        if let Err(error) = self.record(entries, committed) {
+            self.warn(error.chain());
+            tidied = Tidied::Partly;
+        }
+        self.step("rotate references");
+        let mut removed = Removed::default();
+        references::rotate(pool, &self.id, &rotations, reserve.as_ref(), &mut removed).await;
+        for leftover in removed.leftovers {
+            self.warn(format!("not removed, run `abd reconcile`: {leftover}"));
+            tidied = Tidied::Partly;
+        }
+        tidied
+    }
+}
+
+/// What is needed to make the VM again: the fields that `VM.create` takes.
+fn vm_metadata(vm: &Vm) -> serde_json::Value {
+    serde_json::json!({
+        "name_label": vm.name_label,
+        "name_description": vm.name_description,
+        "memory_static_max": vm.memory_static_max,
+        "memory_static_min": vm.memory_static_min,
+        "memory_dynamic_max": vm.memory_dynamic_max,
+        "memory_dynamic_min": vm.memory_dynamic_min,
+        "vcpus_max": vm.vcpus_max,
+        "vcpus_at_startup": vm.vcpus_at_startup,
+        "hvm_boot_policy": vm.hvm_boot_policy,
+        "hvm_boot_params": vm.hvm_boot_params,
+        "platform": vm.platform,
+        "other_config": vm.other_config,
+        "tags": vm.tags,
+        "power_state": format!("{:?}", vm.power_state),
+    })
+}

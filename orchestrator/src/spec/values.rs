@@ -1,0 +1,155 @@
+//! Values that people write as text: sizes, rates, durations, shares.
+
+use blocks::ByteCount;
+use std::time::Duration;
+
+/// Units of sizes, the longest first where one ends like another.
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+/// Slowest rate limit: a block a second. A delegate that is slower than that cannot be told from one that hangs.
+const LEAST_RATE: u64 = blocks::BLOCK_SIZE;
+
+/// Longest duration that is accepted anywhere: more than a week of waiting is a typing error.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Reads `512 MiB`, `2GiB`, `50 MB`. A number without a unit is refused: nobody would know which.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_size(text: &str) -> Result<ByteCount, String> {
+    let wrong = || format!("'{text}' is not a size; write a whole number and a unit, as in `512 MiB`");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim_start();
+    let (_, factor) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(*factor).map(ByteCount::new).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Reads `50 MiB/s`; the `/s` may be left out.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_rate(text: &str) -> Result<ByteCount, String> {
+    let size = text.trim();
+    let rate = parse_size(size.strip_suffix("/s").unwrap_or(size))
+        .map_err(|_| format!("'{text}' is not a rate; write it as in `50 MiB/s`"))?;
+    if rate.get() < LEAST_RATE {
+        return Err(format!("'{text}' is too slow to be told from a standstill; at least 64 KiB/s"));
+    }
+    Ok(rate)
+}
+
+/// Reads `90 s`, `30 min`, `1h 30m`, up to a week.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a duration; write it as in `90 s`, `30 min` or `2 h`");
+    let parsed: jiff::SignedDuration = text.trim().parse().map_err(|_| wrong())?;
+    let duration = Duration::try_from(parsed).map_err(|_| format!("'{text}' is less than nothing"))?;
+    if duration > LONGEST {
+        return Err(format!("'{text}' is more than a week"));
+    }
+    Ok(duration)
+}
+
+/// Reads a duration of whole seconds within bounds.
+pub(super) fn parse_seconds(text: &str, least: u64, most: u64) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration.subsec_nanos() != 0 || !(least..=most).contains(&duration.as_secs()) {
+        return Err(format!("'{text}' is outside of {least} s to {most} s, in whole seconds"));
+    }
+    Ok(duration)
+}
+
+/// Reads a share in percent, such as `0.1`, as parts per million. Digits past the fourth are refused, not rounded.
+///
+/// # Errors
+/// What is wrong, and the bounds.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let wrong = || format!("'{text}' is not a share in percent; write 0 to 100, in steps of 0.0001");
+    let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let fraction = fraction.trim_end_matches('0');
+    if !digits(whole) || !(fraction.is_empty() || digits(fraction)) || fraction.len() > 4 {
+        return Err(wrong());
+    }
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    let fraction: u32 = format!("{fraction:0<4}").parse().map_err(|_| wrong())?;
+    let parts = whole.checked_mul(10_000).and_then(|whole| whole.checked_add(fraction)).ok_or_else(wrong)?;
+    if parts > super::WHOLE_PPM { Err(wrong()) } else { Ok(parts) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_need_a_unit_and_keep_every_byte() {
+        for (text, bytes) in [
+            ("512 MiB", 512 << 20),
+            ("2gib", 2 << 30),
+            ("50 MB", 50_000_000),
+            ("0 B", 0),
+            ("16777215 TiB", 16_777_215 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(ByteCount::new(bytes)), "{text}");
+        }
+        for text in ["", "512", "MiB", "-1 MiB", "1.5 GiB", "1 MiB/s", "1 mib b", "16777216 TiB", "1 XiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second_and_never_a_standstill() {
+        assert_eq!(parse_rate("50 MiB/s"), Ok(ByteCount::new(50 << 20)));
+        assert_eq!(parse_rate("64 KiB"), Ok(ByteCount::new(64 << 10)));
+        for text in ["0 B/s", "63 KiB/s", "50", "50 MiB/min"] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit_and_end_at_a_week() {
+        for (text, seconds) in [("90 s", 90), ("30 min", 1800), ("1h 30m", 5400), ("168 hours", 604_800)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "90", "-1 s", "169 h", "soon", "1 month"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert!(parse_seconds("10 s", 10, 20).is_ok() && parse_seconds("20 s", 10, 20).is_ok());
+        for text in ["9 s", "21 s", "10500 ms"] {
+            assert!(parse_seconds(text, 10, 20).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn percents_are_exact_in_parts_per_million() {
+        for (text, parts) in [
+            ("0", 0),
+            ("0.1", 1000),
+            ("0.0001", 1),
+            ("1", 10_000),
+            ("100", 1_000_000),
+            ("12.50", 125_000),
+            ("0.10000", 1000),
+        ] {
+            assert_eq!(parse_percent(text), Ok(parts), "{text}");
+        }
+        for text in ["", ".", "-0.1", "100.0001", "0.00001", "1e-1", "nan", "inf", "1.2.3", "99999999999"] {
+            assert!(parse_percent(text).is_err(), "{text}");
+        }
+    }
+}
