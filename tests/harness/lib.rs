@@ -7,6 +7,7 @@
 
 mod admin;
 mod content;
+mod digest;
 mod draw;
 mod lab;
 mod model;
@@ -14,7 +15,8 @@ mod run;
 
 pub use admin::Admin;
 pub use content::{noise, text};
+pub use digest::SparseDigest;
 pub use draw::Draw;
 pub use lab::{Lab, Options, Vm};
-pub use model::{Expected, Model, SparseDigest, list};
+pub use model::{Expected, Model, list};
 pub use run::{Output, Running};

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 
 const BLOCK: u64 = 65_536;
 const TAG_REFERENCE: &str = "abd:reference";
-const TAG_JOB: &str = "abd:job";
 /// End of the name of a reserved snapshot.
 const RESERVED: &str = "-reserved";
 
@@ -101,7 +100,7 @@ impl Checks {
         }
         let snapshots =
             ended.log.iter().filter(|entry| entry["kind"] == "snapshot-content" && entry["vm"] == vm);
-        let snapshot = snapshots.last().ok_or("the simulator saw no snapshot of the VM")?;
+        let snapshot = snapshots.next_back().ok_or("the simulator saw no snapshot of the VM")?;
         for disk in &stored.point.disks {
             same(store, disk, &expected[&disk.vdi], snapshot)
                 .map_err(|what| format!("disk {} ({:?}, {}): {what}", disk.vdi, disk.mode, disk.reason))?;

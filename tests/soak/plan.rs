@@ -95,8 +95,8 @@ pub(super) struct Plan {
     pub(super) jobs: u64,
     /// Start from no earlier restore point.
     pub(super) full: bool,
-    /// Users write while delegates read.
-    pub(super) busy: bool,
+    /// Users write while delegates read: what they draw from.
+    pub(super) busy: Option<u64>,
     /// What goes wrong.
     pub(super) trouble: Trouble,
     /// Whether `abd reconcile` comes after it, where something died.
@@ -120,11 +120,6 @@ impl Trouble {
     /// Whether `abd` itself is killed.
     pub(super) fn kills(&self) -> bool {
         matches!(self, Self::Frozen(_) | Self::Kill(_))
-    }
-
-    /// Whether answers may get lost on their way, so that nobody knows what the pool made of the question.
-    pub(super) fn loses_answers(&self) -> bool {
-        matches!(self, Self::Calls(_, fault) if fault["drop"] == true || fault["when"] == "after")
     }
 
     fn draw(draw: &mut Draw, vms: u64) -> Self {
@@ -170,7 +165,7 @@ impl Plan {
             vms: draw.some_of(all, count),
             jobs: draw.between(2, 4),
             full: draw.once_in(25),
-            busy: draw.once_in(3),
+            busy: draw.once_in(3).then(|| draw.bits()),
             trouble,
             reconcile: draw.once_in(2),
         }
@@ -211,8 +206,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { changes, vms, jobs, full, busy, trouble, reconcile } = self;
         write!(f, "{changes} changes; VMs {vms:?}, {jobs} at once")?;
-        for (flag, word) in [(full, "full"), (busy, "users write meanwhile"), (reconcile, "then reconcile")] {
-            if *flag {
+        let flags =
+            [(*full, "full"), (busy.is_some(), "users write meanwhile"), (*reconcile, "then reconcile")];
+        for (flag, word) in flags {
+            if flag {
                 write!(f, ", {word}")?;
             }
         }

@@ -151,10 +151,10 @@ impl Running<'_> {
             _ => {}
         }
         // From here on the job makes no other snapshot.
-        if self.plan.busy && is_step(event, "start delegate") {
+        if let (Some(seed), true) = (self.plan.busy, is_step(event, "start delegate")) {
             let name = event["subject"].as_str().unwrap_or_default();
             if let Some(vm) = self.model.by_name(name) {
-                self.model.write_somewhere(vm);
+                self.model.write_somewhere(vm, seed ^ vm as u64);
             }
         }
     }
