@@ -27,6 +27,7 @@ pub mod retry;
 pub mod schedule;
 pub mod selection;
 pub mod spec;
+pub mod summary;
 pub mod template;
 pub mod tracking;
 pub mod window;

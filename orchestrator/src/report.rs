@@ -75,6 +75,17 @@ pub enum Event {
         /// Objects that could not be removed from the pool.
         leftovers: Vec<String>,
     },
+    /// A job was left out, as configured.
+    JobSkipped {
+        /// The job's uuid.
+        job: String,
+        /// The VM's name.
+        subject: String,
+        /// Why.
+        reason: String,
+        /// What to do about it.
+        remedy: Option<String>,
+    },
     /// An audit caught change tracking missing writes: earlier restore points are in doubt.
     Alarm {
         /// The job's uuid.
@@ -236,6 +247,14 @@ impl Report {
                 }
                 for leftover in leftovers {
                     text.push_str(&format!("\n{:20} still in the pool: {leftover}", ""));
+                }
+                self.line(&text);
+            }
+            Event::JobSkipped { job, subject, reason, remedy } => {
+                self.end_bar(job);
+                let mut text = format!("{subject:<20} skipped: {reason}");
+                if let Some(remedy) = remedy {
+                    text.push_str(&format!("\n{:20} what to do: {remedy}", ""));
                 }
                 self.line(&text);
             }

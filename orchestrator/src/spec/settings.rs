@@ -208,7 +208,7 @@ pub(super) const RUN: &[Setting<RunOptions>] = &[
         .limits
         .max_jobs_per_pool =
         Some(v.integer(1..=MAX_JOBS)?)),
-    setting!("max_jobs_per_host", "2", "a whole number, 1 to 64", "delegates at once on one host", |o, v| {
+    setting!("max_jobs_per_host", "4", "a whole number, 1 to 64", "delegates at once on one host", |o, v| {
         o.limits.max_jobs_per_host = v.integer(1..=MAX_JOBS)?
     }),
     setting!(

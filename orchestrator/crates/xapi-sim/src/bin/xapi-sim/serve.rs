@@ -16,7 +16,7 @@ pub(crate) struct ServeArgs {
     /// Where to write ports, socket, certificate fingerprint and password file as JSON [default: DIR/ports.json].
     #[arg(long)]
     port_file: Option<PathBuf>,
-    /// The release to imitate: xs-6.5, xs-7.0, xs-7.1, xs-7.2, xs-7.3, xs-7.6, ch-8.2, xs-8, xcp-8.2, xcp-8.3.
+    /// The release to imitate: xs-6.5, xs-7.0, xs-7.1, xs-7.2, xs-7.3, xs-7.6, ch-8.0, ch-8.2, xs-8, xcp-8.2, xcp-8.3.
     #[arg(long, default_value = "xcp-8.3")]
     flavour: String,
     /// The user who may log in.
