@@ -98,7 +98,7 @@ impl Checks {
         if has != wants {
             return Err(format!("it has the disks {has:?}, the VM had {wants:?}"));
         }
-        let snapshots =
+        let mut snapshots =
             ended.log.iter().filter(|entry| entry["kind"] == "snapshot-content" && entry["vm"] == vm);
         let snapshot = snapshots.next_back().ok_or("the simulator saw no snapshot of the VM")?;
         for disk in &stored.point.disks {
@@ -139,7 +139,9 @@ impl Checks {
         for class in ["VM", "VBD", "VIF", "VDI"] {
             for object in list(inventory, class) {
                 let id = uuid(object);
-                if self.furniture.contains(&id) || model.owns(class, object) {
+                // The storage's own: what disks and snapshots have in common.
+                let hidden = object["managed"] == false;
+                if hidden || self.furniture.contains(&id) || model.owns(class, object) {
                     continue;
                 }
                 let kept = match class {
@@ -215,6 +217,7 @@ fn digest(store: &Store, disk: &PointDisk) -> Result<String, String> {
 fn mode(mode: DiskMode) -> &'static str {
     match mode {
         DiskMode::Cbt => "cbt",
+        DiskMode::VhdDiff => "vhd-diff",
         DiskMode::Scan => "scan",
         DiskMode::Full => "full",
     }
