@@ -13,14 +13,15 @@ mod plan;
 mod run;
 
 use checks::Checks;
-use e2e::{Admin, Draw, Lab, Model, Options, list};
-use plan::{Plan, Trouble};
+use e2e::{Admin, Draw, Lab, Model, Options};
+use serde_json::Value;
+use plan::{HOSTS, Plan, Trouble};
 use run::{Ended, execute};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Jobs of the long soak, unless `SOAK_JOBS` says otherwise.
 const JOBS: u64 = 500;
@@ -29,6 +30,8 @@ const JOBS_BEFORE_TRACKING: u64 = 120;
 const VMS: usize = 20;
 /// Rounds between two checks of the store's structure and of every user disk.
 const ROUNDS_PER_VERIFY: u64 = 25;
+/// A round that takes longer is told: something is waited for.
+const LONG_ROUND: Duration = Duration::from_secs(15);
 /// Where the users' draws come from: another stream of the same seed.
 const USERS_STREAM: u64 = 0x7573_6572_7300_0000;
 
@@ -44,6 +47,8 @@ enum Defect {
 struct Soak {
     lab: Lab,
     model: Model,
+    /// Uuids, the master's first.
+    hosts: Vec<String>,
     checks: Checks,
     counts: Counts,
     /// Whether a run died or failed since the last clean-up: there may be leftovers.
@@ -91,8 +96,10 @@ impl Soak {
         lab.abd(&["template", "import", &template]).ok();
         let checks = Checks::new(&lab.inventory(), lab.store());
         let tracks = flavour != "xs-7.2";
-        let model = Model::new(Admin::new(&lab.ports), seed ^ USERS_STREAM, VMS, tracks);
-        Some(Self { lab, model, checks, counts: Counts::default(), dirty: false })
+        let admin = Admin::new(&lab.ports);
+        let hosts = hosts_of(&admin);
+        let model = Model::new(admin, seed ^ USERS_STREAM, VMS, tracks);
+        Some(Self { lab, model, hosts, checks, counts: Counts::default(), dirty: false })
     }
 
     /// Rounds until there were so many jobs, and the end.
@@ -106,11 +113,14 @@ impl Soak {
                 // Every VM has a restore point before things go wrong.
                 plan.trouble = Trouble::None;
             }
-            let from = self.model.transcript.len();
+            let (from, began) = (self.model.transcript.len(), Instant::now());
             self.round(round, &plan, defect).map_err(|what| {
                 let done = self.model.transcript[from..].join("\n  ");
                 format!("round {round}: {what}\nplan: {plan}\nwhat users did:\n  {done}")
             })?;
+            if began.elapsed() > LONG_ROUND {
+                println!("soak: round {round} took {} s: {plan}", began.elapsed().as_secs());
+            }
         }
         self.end().map_err(|what| format!("at the end: {what}"))
     }
@@ -119,17 +129,24 @@ impl Soak {
         for _ in 0..plan.changes {
             self.model.change();
         }
-        if defect == Defect::ForgottenWrites {
-            plan.vms.iter().for_each(|vm| self.model.write_untracked(*vm));
-        }
-        self.checks.expect(&mut self.model, &plan.vms);
-        let more: &[&str] = if defect == Defect::None { &[] } else { &["--audit", "0"] };
-        let ended = execute(&self.lab, &mut self.model, plan, more)?;
-        self.count(plan, &ended);
-        self.judge(plan, &ended)?;
+        let mut plan = plan.clone();
+        plan.exclude.take_if(|at| !plan.vms.iter().all(|vm| self.model.has_disks_beside(*vm, *at)));
+        let more: &[&str] = match defect {
+            Defect::None => &[],
+            Defect::ForgottenWrites => {
+                plan.vms.iter().for_each(|vm| self.model.write_untracked(*vm));
+                &["--audit-percent", "0"]
+            }
+        };
+        self.checks.expect(&mut self.model, &plan.vms, plan.exclude);
+        let ended = execute(&self.lab, &mut self.model, &self.hosts, &plan, more)?;
+        self.count(&plan, &ended);
+        self.judge(&plan, &ended)?;
         self.checks.compare(&ended)?;
         let inventory = self.lab.inventory();
         self.checks.users(&self.model, &inventory)?;
+        let troubled = ended.struck && plan.trouble != Trouble::None;
+        self.checks.sessions(&inventory, plan.vms.len(), troubled)?;
         if self.dirty && plan.reconcile || !self.dirty && round.is_multiple_of(10) {
             self.reconcile()?;
         } else if !self.dirty {
@@ -215,15 +232,23 @@ impl Soak {
     fn end(&mut self) -> Result<(), String> {
         self.reconcile()?;
         self.verify(&["verify", "--read-data"])?;
-        let inventory = self.lab.inventory();
-        let unended = self.checks.sessions_may_stay + 1;
-        let sessions = list(&inventory, "session").count() as u64;
-        let tasks = list(&inventory, "task").count() as u64;
-        println!(
-            "soak: {sessions} sessions and {tasks} tasks are left in the pool, {unended} runs had no chance to end theirs"
-        );
+        println!("soak: {} are left in the pool by runs that were killed or cut off", self.checks.left());
         Ok(())
     }
+}
+
+/// Uuids of the pool's hosts; the first is its master.
+fn hosts_of(admin: &Admin) -> Vec<String> {
+    let all = admin.call("host.get_all_records", &[]);
+    let hosts = all.as_object().expect("a map").values();
+    let mut named: Vec<(String, String)> =
+        hosts.map(|host| (words(&host["hostname"]), words(&host["uuid"]))).collect();
+    named.sort();
+    named.into_iter().map(|(_, uuid)| uuid).collect()
+}
+
+fn words(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -238,7 +263,7 @@ fn seed() -> u64 {
     })
 }
 
-fn words(panic: &(dyn Any + Send)) -> String {
+fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "panic".into())
@@ -252,7 +277,7 @@ fn soak(flavour: &str, jobs: u64, defect: Defect) -> Option<Result<(), String>> 
     let mut soak = Soak::start(flavour, seed)?;
     // A panic somewhere below is a failure like any other: with the seed, and with the lab's directory kept.
     let lived = catch_unwind(AssertUnwindSafe(|| soak.live(seed, jobs, defect)));
-    let outcome = lived.unwrap_or_else(|panic| Err(words(&*panic)));
+    let outcome = lived.unwrap_or_else(|panic| Err(said(&*panic)));
     println!(
         "soak: seed {seed}, {flavour}, {}, {} in {} s",
         soak.counts,

@@ -18,5 +18,5 @@ pub use content::{noise, text};
 pub use digest::SparseDigest;
 pub use draw::Draw;
 pub use lab::{Lab, Options, Vm};
-pub use model::{Expected, Model, list};
+pub use model::{Expected, Model, POSITIONS, list};
 pub use run::{Output, Running};

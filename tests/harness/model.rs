@@ -13,6 +13,9 @@ use crate::draw::Draw;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Positions that users' disks take.
+pub const POSITIONS: u64 = 8;
+
 /// A disk of a user.
 #[derive(Debug)]
 struct Disk {
@@ -120,6 +123,19 @@ impl Model {
     /// The VM with this name.
     pub fn by_name(&self, name: &str) -> Option<usize> {
         self.vms.iter().position(|vm| vm.name == name)
+    }
+
+    /// Whether a VM has disks at other positions than this.
+    pub fn has_disks_beside(&self, vm: usize, position: u64) -> bool {
+        self.vms[vm].disks.iter().any(|at| at.position != position)
+    }
+
+    /// A host went down: VMs that are off now are off.
+    pub fn notice_outage(&mut self, inventory: &Value) {
+        let vms = by_uuid(inventory, "VM");
+        for vm in &mut self.vms {
+            vm.running &= vms.get(vm.uuid.as_str()).is_some_and(|found| found["power_state"] == "Running");
+        }
     }
 
     /// What a restore point of the VM, made of it as it is now, must hold: by uuid of the live disk.

@@ -22,10 +22,23 @@ pub(super) struct Checks {
     /// By uuid of the VM, what its next restore point must hold.
     expected: BTreeMap<String, BTreeMap<String, Expected>>,
     seen: BTreeSet<PointId>,
-    /// Runs that could not log out.
-    pub(super) sessions_may_stay: u64,
+    /// Our sessions, and tasks, that a run left without having had a chance to end them.
+    left: Left,
     points: u64,
     modes: BTreeMap<&'static str, u64>,
+}
+
+/// What the pool keeps for its clients until it forgets it by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    sessions: usize,
+    tasks: usize,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sessions and {} tasks", self.sessions, self.tasks)
+    }
 }
 
 impl fmt::Display for Checks {
@@ -45,15 +58,21 @@ impl Checks {
             furniture: uuids.collect(),
             expected: BTreeMap::new(),
             seen: BTreeSet::new(),
-            sessions_may_stay: 0,
+            left: Left::default(),
             points: 0,
             modes: BTreeMap::new(),
         }
     }
 
     /// The next restore points of these VMs must hold what they have now.
-    pub(super) fn expect(&mut self, model: &mut Model, vms: &[usize]) {
-        self.expected = vms.iter().map(|vm| (model.uuid(*vm).to_owned(), model.expected(*vm))).collect();
+    /// Disks at the position `exclude` are left out.
+    pub(super) fn expect(&mut self, model: &mut Model, vms: &[usize], exclude: Option<u64>) {
+        let expected = |vm: &usize| {
+            let mut disks = model.expected(*vm);
+            disks.retain(|_, disk| Some(disk.position) != exclude);
+            (model.uuid(*vm).to_owned(), disks)
+        };
+        self.expected = vms.iter().map(expected).collect();
     }
 
     /// Compares every restore point that was not there before.
@@ -118,6 +137,30 @@ impl Checks {
         }
     }
 
+    /// Sessions and tasks do not pile up: a run that came to its end leaves none, and one that was killed or cut off
+    /// no more than those it had.
+    pub(super) fn sessions(&mut self, inventory: &Value, jobs: usize, cut_off: bool) -> Result<(), String> {
+        let now = Left {
+            sessions: list(inventory, "session").filter(|session| session["originator"] == "abd").count(),
+            tasks: list(inventory, "task").count(),
+        };
+        let before = std::mem::replace(&mut self.left, now);
+        let allowed = match cut_off {
+            // One session; for each job one call that the pool works at, and one transfer.
+            true => Left { sessions: before.sessions + 1, tasks: before.tasks + 2 * jobs },
+            false => before,
+        };
+        if now.sessions > allowed.sessions || now.tasks > allowed.tasks {
+            return Err(format!("left in the pool: {now}, before the run {before}"));
+        }
+        Ok(())
+    }
+
+    /// What is left of runs that were killed.
+    pub(super) fn left(&self) -> Left {
+        self.left
+    }
+
     /// Nothing of ours is there but references: one at most for each disk that exists, or one reserved snapshot for
     /// each VM.
     pub(super) fn leftovers(&self, model: &Model, inventory: &Value) -> Result<(), String> {
@@ -162,11 +205,7 @@ impl Checks {
         if let Some((of, count)) = many {
             return Err(format!("{count} references of {of}"));
         }
-        let stale = per_disk.keys().find(|live| !model.has_disk(live));
-        match stale {
-            // A disk that is gone is noticed by `reconcile`, and by the next run: nothing is wrong until then.
-            Some(_) | None => Ok(()),
-        }
+        Ok(())
     }
 }
 

@@ -1,16 +1,18 @@
 //! What goes wrong in a run, drawn from the seed.
 
-use e2e::Draw;
+use e2e::{Draw, POSITIONS};
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;
 
 /// Calls of a run, as far as they are counted: so many for each VM, and for the run itself. A fault that would strike
 /// a later one does not strike.
-const CALLS_PER_JOB: u64 = 75;
-const CALLS_PER_RUN: u64 = 12;
+const CALLS_PER_JOB: u64 = 160;
+const CALLS_PER_RUN: u64 = 40;
 /// Lines of output of a run, likewise.
 const LINES_PER_JOB: u64 = 10;
+/// Hosts of the pool.
+pub(super) const HOSTS: usize = 2;
 /// Longest delay of one call.
 const LONGEST_DELAY_MS: u64 = 900;
 
@@ -62,6 +64,16 @@ const ERRORS: &[&[&str]] = &[
     &["OPERATION_NOT_ALLOWED", "the lab says so"],
 ];
 
+/// Options of runs, mostly none.
+const OPTIONS: &[(&[&str], u64)] = &[
+    (&[], 40),
+    (&["--full"], 2),
+    (&["--cbt", "off"], 2),
+    (&["--read-unallocated"], 2),
+    (&["--audit-percent", "100"], 2),
+    (&["--level", "7", "--audit-minimum", "1"], 2),
+];
+
 /// The moment at which this test, not the pool, does something: when the run printed so many lines.
 pub(super) type Line = u64;
 
@@ -80,6 +92,10 @@ pub(super) enum Trouble {
     Interrupt(Line),
     /// All sessions are forgotten.
     Sessions(Line),
+    /// Another host becomes the master.
+    Master(Line),
+    /// A host (by number) is down for so many milliseconds, and every VM on it with it.
+    HostDown(Line, usize, u64),
     /// A delegate is killed as soon as the run says that it works.
     Delegate,
 }
@@ -93,8 +109,10 @@ pub(super) struct Plan {
     pub(super) vms: Vec<usize>,
     /// Most jobs at once.
     pub(super) jobs: u64,
-    /// Start from no earlier restore point.
-    pub(super) full: bool,
+    /// More options of the command.
+    pub(super) options: &'static [&'static str],
+    /// The disks at this position are left out, where no VM is left without disks.
+    pub(super) exclude: Option<u64>,
     /// Users write while delegates read: what they draw from.
     pub(super) busy: Option<u64>,
     /// What goes wrong.
@@ -113,6 +131,8 @@ impl Trouble {
             Self::Kill(_) => "SIGKILL",
             Self::Interrupt(_) => "SIGINT",
             Self::Sessions(_) => "sessions dropped",
+            Self::Master(_) => "master changed",
+            Self::HostDown(..) => "host down",
             Self::Delegate => "delegate killed",
         }
     }
@@ -125,32 +145,45 @@ impl Trouble {
     fn draw(draw: &mut Draw, vms: u64) -> Self {
         let lines = LINES_PER_JOB * vms;
         let calls = CALLS_PER_RUN + CALLS_PER_JOB * vms;
-        match draw.below(24) {
-            0..=10 => Self::None,
-            11..=13 => Self::Calls("error", error(draw, vms)),
-            14 => Self::Calls("drop before", dropped(draw, vms, "before")),
-            15 => Self::Calls("drop after", dropped(draw, vms, "after")),
-            16 => Self::Calls("delay", delay(draw, calls)),
-            17 => Self::Calls(
+        let kind = draw.weighted(&[
+            ("none", 24),
+            ("error", 8),
+            ("drop before", 2),
+            ("drop after", 2),
+            ("delay", 2),
+            // A lost event costs the half minute that a wait for events may take.
+            ("events lost", 1),
+            ("events doubled", 2),
+            ("frozen", 6),
+            ("kill", 4),
+            ("interrupt", 2),
+            ("sessions", 2),
+            ("delegate", 2),
+            ("master", 1),
+            ("host", 1),
+        ]);
+        match kind {
+            "error" => Self::Calls("error", error(draw, vms)),
+            "drop before" => Self::Calls("drop before", dropped(draw, vms, "before")),
+            "drop after" => Self::Calls("drop after", dropped(draw, vms, "after")),
+            "delay" => Self::Calls("delay", delay(draw, calls)),
+            "events lost" => Self::Calls(
                 "events lost",
-                json!({"method": "event.from", "nth": draw.between(1, 2 * vms),
-                "lose_events": draw.between(1, 3)}),
+                json!({"method": "event.from", "nth": draw.between(1, 2 * vms), "lose_events": 1}),
             ),
-            18 => Self::Calls(
+            "events doubled" => Self::Calls(
                 "events doubled",
-                json!({"method": "event.from", "nth": 1,
-                "count": 50, "double_events": true}),
+                json!({"method": "event.from", "nth": 1, "count": 50, "double_events": true}),
             ),
-            19 | 20 => {
-                Self::Frozen(json!({"method": "*", "except": ["event.from"], "writes": draw.once_in(2),
-                "nth": draw.between(1, calls), "when": when(draw), "freeze": true}))
-            }
-            21 => match draw.once_in(2) {
-                true => Self::Kill(draw.between(1, lines)),
-                false => Self::Interrupt(draw.between(1, lines)),
-            },
-            22 => Self::Sessions(draw.between(1, lines)),
-            _ => Self::Delegate,
+            "frozen" => Self::Frozen(json!({"method": "*", "except": ["event.from"],
+                "writes": draw.once_in(2), "nth": draw.between(1, calls), "when": when(draw), "freeze": true})),
+            "kill" => Self::Kill(draw.between(1, lines)),
+            "interrupt" => Self::Interrupt(draw.between(1, lines)),
+            "sessions" => Self::Sessions(draw.between(1, lines)),
+            "delegate" => Self::Delegate,
+            "master" => Self::Master(draw.between(1, lines)),
+            "host" => Self::HostDown(draw.between(1, lines), draw.index(HOSTS), draw.between(0, 1500)),
+            _ => Self::None,
         }
     }
 }
@@ -164,7 +197,8 @@ impl Plan {
             changes: draw.between(1, 14),
             vms: draw.some_of(all, count),
             jobs: draw.between(2, 4),
-            full: draw.once_in(25),
+            options: draw.weighted(OPTIONS),
+            exclude: draw.once_in(12).then(|| draw.below(POSITIONS)),
             busy: draw.once_in(3).then(|| draw.bits()),
             trouble,
             reconcile: draw.once_in(2),

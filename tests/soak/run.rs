@@ -51,13 +51,20 @@ struct Running<'a> {
     killed: bool,
     struck: bool,
     stopped: bool,
+    hosts: &'a [String],
 }
 
 /// Does one run.
 ///
 /// # Errors
 /// A run that does not end, or prints what is no event.
-pub(super) fn execute(lab: &Lab, model: &mut Model, plan: &Plan, more: &[&str]) -> Result<Ended, String> {
+pub(super) fn execute(
+    lab: &Lab,
+    model: &mut Model,
+    hosts: &[String],
+    plan: &Plan,
+    more: &[&str],
+) -> Result<Ended, String> {
     let since = model.admin().log_since(0).last().and_then(|entry| entry["seq"].as_u64()).unwrap_or(0) + 1;
     if let Trouble::Calls(_, fault) | Trouble::Frozen(fault) = &plan.trouble {
         model.admin().lab("POST", "/lab/faults", Some(fault));
@@ -66,8 +73,14 @@ pub(super) fn execute(lab: &Lab, model: &mut Model, plan: &Plan, more: &[&str]) 
     let jobs = plan.jobs.to_string();
     let mut arguments = vec!["backup", "--jobs", &jobs];
     arguments.extend(more);
-    if plan.full {
-        arguments.push("--full");
+    arguments.extend(plan.options);
+    let exclude = plan.exclude.map(|position| format!("position:{position}"));
+    if let Some(exclude) = &exclude {
+        arguments.extend(["--exclude-disk", exclude]);
+    }
+    if plan.trouble == Trouble::Delegate {
+        // Slow enough to be killed in the middle.
+        arguments.extend(["--rate-limit", "2MiB/s"]);
     }
     arguments.extend(names.iter().map(String::as_str));
     let stderr = lab.path("abd.stderr");
@@ -84,9 +97,10 @@ pub(super) fn execute(lab: &Lab, model: &mut Model, plan: &Plan, more: &[&str]) 
         killed: false,
         struck: false,
         stopped: false,
+        hosts,
     };
     let status = running.follow(&lines)?;
-    running.settle_faults();
+    running.settle();
     Ok(Ended {
         code: status.code().unwrap_or(-1),
         events: std::mem::take(&mut running.events),
@@ -141,9 +155,11 @@ impl Running<'_> {
         match &self.plan.trouble {
             Trouble::Kill(at) if *at == line => self.kill(),
             Trouble::Interrupt(at) if *at == line => self.interrupt(),
-            Trouble::Sessions(at) if *at == line => {
-                self.model.admin().lab("POST", "/lab/sessions/drop", None);
-                self.struck = true;
+            Trouble::Sessions(at) if *at == line => self.strike("/lab/sessions/drop"),
+            Trouble::Master(at) if *at == line => self.strike("/lab/master"),
+            Trouble::HostDown(at, host, down_ms) if *at == line => {
+                let uuid = &self.hosts[*host];
+                self.strike(&format!("/lab/host/{uuid}/reboot?down_ms={down_ms}"));
             }
             Trouble::Delegate if !self.struck && is_step(event, "delegate works") => {
                 self.kill_delegate(event)
@@ -165,6 +181,11 @@ impl Running<'_> {
         if waits && self.model.admin().log_since(self.since).iter().any(|entry| entry["kind"] == "frozen") {
             self.kill();
         }
+    }
+
+    fn strike(&mut self, path: &str) {
+        self.model.admin().lab("POST", path, None);
+        self.struck = true;
     }
 
     fn kill(&mut self) {
@@ -194,8 +215,17 @@ impl Running<'_> {
         }
     }
 
-    /// Whether the planned fault struck; what is left of it must not strike later.
-    fn settle_faults(&mut self) {
+    /// The pool is as it was before, and what is left of a planned fault must not strike later.
+    fn settle(&mut self) {
+        match self.plan.trouble {
+            Trouble::Master(_) if self.struck => self.strike(&format!("/lab/master?host={}", self.hosts[0])),
+            Trouble::HostDown(_, host, _) if self.struck => {
+                self.strike(&format!("/lab/host/{}/boot", self.hosts[host]));
+                let inventory = self.lab.inventory();
+                self.model.notice_outage(&inventory);
+            }
+            _ => {}
+        }
         if let Trouble::Calls(..) | Trouble::Frozen(_) = self.plan.trouble {
             let left = self.model.admin().lab("GET", "/lab/faults", None);
             let untouched = left["planned"].as_array().is_some_and(|planned| {

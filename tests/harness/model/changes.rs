@@ -1,6 +1,6 @@
 //! What happens to VMs between backups, one function each.
 
-use super::{Attached, Disk, Model, UserSnapshot, UserVm, list, words};
+use super::{Attached,  Disk, Model, UserSnapshot, UserVm, POSITIONS, list, words};
 use crate::admin::NULL;
 use crate::content::{noise, text};
 use crate::digest::GRANULE;
@@ -16,8 +16,6 @@ const MOST_DISKS: usize = 4;
 const MOST_SNAPSHOTS: usize = 5;
 /// Most disks that belong to no VM for a while.
 const MOST_SHELVED: usize = 3;
-/// Positions that users' disks take.
-const POSITIONS: u64 = 8;
 /// Tag of our references with the uuid of the live disk or VM.
 const TAG_REFERENCE: &str = "abd:reference";
 
@@ -355,21 +353,23 @@ impl Model {
         self.note(vm, format!("change tracking of {uuid} switched off"));
     }
 
+    /// Change tracking breaks, in one of the ways it does, or somebody switches it off and on.
     fn reset_tracking(&mut self, vm: usize, disk: usize) {
-        if !self.tracks {
+        let how = *self.draw.pick(&["inconsistent", "off", "restarted", "by hand"]);
+        let target = &self.vms[vm].disks[disk].disk;
+        let (uuid, reference) = (target.uuid.clone(), json!(target.reference));
+        let on = || self.admin.call("VDI.get_cbt_enabled", std::slice::from_ref(&reference)) == true;
+        if !self.tracks || !on() {
             return;
         }
-        let reference = self.vms[vm].disks[disk].disk.reference.clone();
-        if self.admin.call("VDI.get_cbt_enabled", &[json!(reference)]) != true {
-            return;
-        }
-        let uuid = self.vms[vm].disks[disk].disk.uuid.clone();
-        self.admin.call("VDI.disable_cbt", &[json!(reference)]);
-        if self.draw.once_in(2) {
+        if how == "by hand" {
+            self.admin.call("VDI.disable_cbt", std::slice::from_ref(&reference));
             self.write(vm, disk);
+            self.admin.call("VDI.enable_cbt", &[reference]);
+        } else {
+            self.admin.lab("POST", &format!("/lab/vdi/{uuid}/cbt-reset?how={how}"), None);
         }
-        self.admin.call("VDI.enable_cbt", &[json!(reference)]);
-        self.note(vm, format!("change tracking of {uuid} switched off and on"));
+        self.note(vm, format!("change tracking of {uuid} reset: {how}"));
     }
 
     /// Somebody tidies up what `abd` needs: a reference, a disk of a reserved snapshot, or the snapshot itself.
