@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attempt;
 pub mod catalog;
 pub mod cleanup;
 pub mod cli;
@@ -17,6 +18,8 @@ pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod lock;
+pub mod metrics;
+pub mod plan;
 pub mod pool;
 pub mod preflight;
 pub mod queue;

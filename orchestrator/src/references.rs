@@ -81,13 +81,11 @@ async fn tag_reference(pool: &Pool, rotation: &Rotation) -> Result<Option<(Ref<V
     Ok(Some((vdi, record)))
 }
 
-/// Uuids of the references that this installation keeps for a live VDI and a store, oldest first.
-pub fn references_of(pool: &Pool, vdis: &BTreeMap<Ref<Vdi>, Vdi>, live: &str, store: &str) -> Vec<String> {
+/// Uuids of the references that the installation `owner` keeps for a live VDI and a store, oldest first.
+pub fn references_of(owner: &str, vdis: &BTreeMap<Ref<Vdi>, Vdi>, live: &str, store: &str) -> Vec<String> {
     let mut found: Vec<&Vdi> = vdis
         .values()
-        .filter(|vdi| {
-            vdi.kind == VdiType::CbtMetadata && is_reference(&pool.owner, &vdi.other_config, live, store)
-        })
+        .filter(|vdi| vdi.kind == VdiType::CbtMetadata && is_reference(owner, &vdi.other_config, live, store))
         .collect();
     found.sort_by(|a, b| (&a.snapshot_time, a.uuid.as_str()).cmp(&(&b.snapshot_time, b.uuid.as_str())));
     found.into_iter().map(|vdi| vdi.uuid.to_string()).collect()
@@ -140,14 +138,23 @@ async fn drop_reserved(pool: &Pool, newest: &Reserve, removed: &mut Removed) {
         Ok(vms) => vms,
         Err(error) => return removed.leftovers.push(format!("old reserved snapshots: {error}")),
     };
-    let old = vms.iter().filter(|(_, vm)| {
-        vm.uuid.as_str() != newest.snapshot
-            && is_reserved(vm, vms.get(&vm.snapshot_of))
-            && is_reference(&pool.owner, &vm.other_config, &newest.vm, &newest.store)
-    });
-    for (reference, vm) in old {
+    let kept = reserved_of(&pool.owner, &vms, &newest.vm, &newest.store);
+    for (reference, vm) in kept.into_iter().filter(|(_, vm)| vm.uuid.as_str() != newest.snapshot) {
         remove_reserved(pool, reference, vm, removed).await;
     }
+}
+
+/// The reserved snapshots that the installation `owner` keeps for a VM and a store.
+pub(crate) fn reserved_of<'a>(
+    owner: &str,
+    vms: &'a BTreeMap<Ref<Vm>, Vm>,
+    of: &str,
+    store: &str,
+) -> Vec<(&'a Ref<Vm>, &'a Vm)> {
+    let is_one = |vm: &Vm| {
+        is_reserved(vm, vms.get(&vm.snapshot_of)) && is_reference(owner, &vm.other_config, of, store)
+    };
+    vms.iter().filter(|(_, vm)| is_one(vm)).collect()
 }
 
 /// Whether a snapshot VM is a reserved one: kind, name and origin, for tags alone are inherited by copies.

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::Entry;
 use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::spec::JobOptions;
-use crate::tracking::Mode;
+use crate::tracking::Decision;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use wire::{BackupDisk, Work};
@@ -32,6 +32,14 @@ impl Tidied {
     }
 }
 
+/// Whether a job may begin.
+enum Entrance {
+    /// It may, and this is what it starts from.
+    Open(History),
+    /// It is left out this time, as configured, because its storage is busy.
+    Closed(Finding),
+}
+
 /// Backs up one VM. Everything is reported as it happens; the result says how it ended.
 ///
 /// `host` is where the run would like the delegate; another one is taken where that one does not see the disks.
@@ -48,12 +56,12 @@ pub async fn run(
     };
     let started = Instant::now();
     let mut entries = Vec::new();
-    match job.enter(vm, record).await {
-        Ok(None) => {}
-        Ok(Some(why)) => return job.skipped(&why),
+    let history = match job.enter(vm, record).await {
+        Ok(Entrance::Open(history)) => history,
+        Ok(Entrance::Closed(why)) => return job.skipped(&why),
         Err(error) => return job.abandon(error.into(), &entries).await,
-    }
-    match job.backup(vm, record, host, &mut entries, started).await {
+    };
+    match job.backup(vm, record, host, &history, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
         Ok((Tidied::Partly, summary)) => job.left_something(summary),
@@ -62,9 +70,8 @@ pub async fn run(
 }
 
 impl Job<'_> {
-    /// Everything that would make the job fail later is found out now, before anything is touched. Gives why the job
-    /// is left out this time, where the storage is busy and the job is configured so.
-    async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Option<Finding>> {
+    /// Everything that would make the job fail later is found out now, before anything is touched.
+    async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Entrance> {
         self.step("check");
         let history = self.history(record.uuid.as_str()).await?;
         let known = Known { templates: self.run.templates.clone(), network: self.run.network.clone() };
@@ -76,12 +83,12 @@ impl Job<'_> {
                 for finding in warnings {
                     self.warn(finding.message);
                 }
-                Ok(None)
+                Ok(Entrance::Open(history))
             }
-            Gate::Skip(finding) => Ok(Some(finding)),
+            Gate::Skip(finding) => Ok(Entrance::Closed(finding)),
             Gate::Refuse(findings) => match preflight::refusal(&findings) {
                 Some(error) => Err(error),
-                None => Ok(None),
+                None => Ok(Entrance::Open(history)),
             },
         }
     }
@@ -91,11 +98,11 @@ impl Job<'_> {
         vm: &Ref<Vm>,
         record: &Vm,
         host: Option<&Ref<Host>>,
+        history: &History,
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
         let mut live = self.live_disks(record).await?;
-        let history = self.history(record.uuid.as_str()).await?;
         let site = placement::Site::look(&self.run.pool).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
@@ -103,7 +110,7 @@ impl Job<'_> {
         rounds(&storage, &site, &self.run.templates, &preferred)?;
         self.check_cancelled()?;
         self.track(&mut live.wanted).await;
-        let (snapshot, planned) = self.snapshot_and_plan(vm, record, live, &history, entries).await?;
+        let (snapshot, planned) = self.snapshot_and_plan(vm, record, live, history, entries).await?;
         self.show_plan(&planned);
         self.check_tracking(&planned)?;
         self.check_cancelled()?;
@@ -122,7 +129,7 @@ impl Job<'_> {
         self.record(entries, Entry::TornDown)?;
         self.step("commit");
         let (rotated, summary) =
-            self.commit(record, &snapshot, planned, sealed, &history, reserve, entries, started).await?;
+            self.commit(record, &snapshot, planned, sealed, history, reserve, entries, started).await?;
         Ok((tidied.and(rotated), summary))
     }
 
@@ -201,7 +208,10 @@ impl Job<'_> {
                 self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
                 tidied = Tidied::Partly;
             }
-            self.check_cancelled()?;
+            // After the last one the work is done, and throwing it away would help nobody.
+            if number + 1 < rounds.len() {
+                self.check_cancelled()?;
+            }
         }
         Ok((sealed, tidied))
     }
@@ -212,9 +222,9 @@ impl Job<'_> {
         round: &Round,
         entries: &mut Vec<Entry>,
     ) -> Result<(Outcome, Result<()>), Failure> {
-        let disks = || (FIRST_POSITION..).zip(round.disks.iter().map(|at| &planned[*at]));
+        let disks = || (FIRST_POSITION..).zip(round.disks.iter().map(|at| (*at, &planned[*at])));
         let attachments: Vec<_> = disks()
-            .map(|(userdevice, disk)| Attachment {
+            .map(|(userdevice, (_, disk))| Attachment {
                 vdi: disk.source.snapshot.clone(),
                 userdevice,
                 writable: false,
@@ -225,26 +235,27 @@ impl Job<'_> {
             pack_size: self.run.pack_size,
             rate_limit: self.options.rate_limit,
             disks: disks()
-                .map(|(userdevice, disk)| BackupDisk {
+                .map(|(userdevice, (at, disk))| BackupDisk {
                     userdevice,
                     size: disk.source.size,
                     start: disk.decision.start.clone(),
-                    audit: self.audit(&disk.decision),
+                    audit: self.audit(at, &disk.decision),
                 })
                 .collect(),
         };
-        let bitmaps =
-            disks().map(|(_, disk)| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi())).collect();
+        let bitmaps = disks()
+            .map(|(_, (_, disk))| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi()))
+            .collect();
         let site = Site { host: Some(round.host.clone()), template: round.template };
         self.serve(work, bitmaps, &attachments, &site, entries).await
     }
 
-    /// What is read again of a disk of which only a part is read.
-    fn audit(&self, decision: &crate::tracking::Decision) -> Option<wire::Audit> {
+    /// What is read again of a disk of which only a part is read. Every disk has a sample of its own.
+    fn audit(&self, at: usize, decision: &Decision) -> Option<wire::Audit> {
         let options = self.options.audit;
-        let partial = matches!(decision.mode, Mode::Cbt | Mode::VhdDiff) || decision.bitmap.is_some();
-        (options.is_on() && partial).then(|| wire::Audit {
-            seed: options.seed.unwrap_or(self.seed),
+        let seed = options.seed.unwrap_or(self.seed);
+        (options.is_on() && decision.bitmap.is_some()).then(|| wire::Audit {
+            seed: seed.wrapping_add(u64::try_from(at).unwrap_or(u64::MAX)),
             parts_per_million: options.parts_per_million,
             minimum: blocks::BlockCount::new(u64::from(options.minimum)),
         })

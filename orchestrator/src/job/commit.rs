@@ -245,7 +245,7 @@ impl Job<'_> {
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {
                 for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
-                    rotation.replaces = references::references_of(pool, &vdis, &rotation.live, store);
+                    rotation.replaces = references::references_of(&pool.owner, &vdis, &rotation.live, store);
                     rotation.replaces.retain(|uuid| *uuid != rotation.vdi);
                 }
             }

@@ -2,7 +2,7 @@
 //! how it is made, watched and removed is the same.
 
 pub mod backup;
-mod changes;
+pub(crate) mod changes;
 mod commit;
 mod delegate;
 pub mod placement;

@@ -199,8 +199,14 @@ impl Job<'_> {
     }
 }
 
+/// Whether the storage keeps a disk as a VHD. Repositories on volumes say what each disk is; those on files say it only
+/// of raw ones (`LVHDSR.py` and `FileSR.py` of the storage manager). Where this is wrong the export fails, and the disk
+/// is scanned.
 fn is_vhd(vdi: &Vdi) -> bool {
-    vdi.sm_config.get("vdi_type").is_some_and(|kind| kind == "vhd")
+    match vdi.sm_config.get("vdi_type") {
+        Some(kind) => kind == "vhd",
+        None => vdi.sm_config.get("type").is_none_or(|kind| kind != "raw"),
+    }
 }
 
 fn explain(error: Error) -> Error {

@@ -11,6 +11,16 @@ use xapi::{StringMap, VdiType};
 /// Objects that are named; the rest is counted.
 const NAMED: usize = 5;
 
+/// Objects of ended jobs of this installation.
+pub fn count(facts: &Facts) -> usize {
+    let is_ours = |tags: &StringMap| {
+        tags.get(TAG_OWNER) == Some(&facts.owner)
+            && tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job))
+    };
+    let vms = facts.vms.values().filter(|vm| is_ours(&vm.other_config)).count();
+    vms + facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi) && is_ours(&vdi.other_config)).count()
+}
+
 /// Checks what lies around.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut ours = Vec::new();

@@ -5,6 +5,8 @@
 //! Never: reads a pool, a clock or a store.
 
 mod disks;
+#[cfg(test)]
+mod documents;
 mod file;
 mod reader;
 mod settings;
@@ -12,7 +14,8 @@ mod values;
 
 pub use disks::{DiskFacts, DiskFilter, Pattern};
 pub use file::{Key, Override, RunSpec, Selection, keys, parse_text, read_file};
-pub use values::{parse_duration, parse_percent, parse_rate, parse_size};
+pub use settings::parse_cidr;
+pub use values::{parse_duration, parse_pause, parse_percent, parse_rate, parse_size, parse_wait};
 
 use crate::window::Window;
 use blocks::ByteCount;

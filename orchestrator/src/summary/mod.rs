@@ -36,6 +36,9 @@ pub struct RunSummary {
     pub result: &'static str,
     /// The process's exit code.
     pub exit_code: u8,
+    /// The same, for this program; none where all is well.
+    #[serde(skip)]
+    pub verdict: Option<Kind>,
     /// Why the run as a whole failed, where it did.
     pub error: Option<String>,
     /// What to do about that.
@@ -80,6 +83,17 @@ pub enum VmResult {
     /// The job did not start.
     #[default]
     Skipped,
+}
+
+impl VmResult {
+    /// The word for hooks and programs, as in the JSON form.
+    pub const fn word(self) -> &'static str {
+        match self {
+            VmResult::Done => "done",
+            VmResult::Failed => "failed",
+            VmResult::Skipped => "skipped",
+        }
+    }
 }
 
 /// One VM of a run.
@@ -181,11 +195,11 @@ impl RunSummary {
         self.read = self.vms.iter().fold(0, |sum, vm| sum.saturating_add(vm.read()));
         self.stored = self.vms.iter().fold(0, |sum, vm| sum.saturating_add(vm.stored()));
         let verdict = verdict(&self.vms, &whole);
+        self.verdict = verdict;
         self.result = word(verdict);
         self.exit_code = verdict.map_or(0, Kind::exit_code);
-        if let Some((_, error, remedy)) = whole.failure {
-            (self.error, self.remedy) = (Some(error), remedy);
-        }
+        (self.error, self.remedy) =
+            whole.failure.map_or((None, None), |(_, error, remedy)| (Some(error), remedy));
         self
     }
 

@@ -89,6 +89,16 @@ impl Flavour {
         })
     }
 
+    /// Change tracking came with 7.3.
+    pub(crate) fn tracks_changes(&self) -> bool {
+        self.api >= ApiVersion::v2(8)
+    }
+
+    /// Whether everything is free: no feature needs a licence.
+    pub(crate) fn is_free(&self) -> bool {
+        self.brand == XCP
+    }
+
     /// Quiesced snapshots are gone from 8.1 on.
     pub(crate) fn quiesces(api: ApiVersion) -> bool {
         api < ApiVersion::v2(14)

@@ -101,6 +101,19 @@ impl Disk {
         std::iter::successors(Some(file), |file| self.files[*file].parent).collect()
     }
 
+    /// Granules that were ever written: the block allocation table of a whole export.
+    pub(crate) fn allocated(&self, of: &Snapshot) -> Vec<usize> {
+        let granules: BTreeSet<usize> =
+            self.chain(of.file).iter().flat_map(|file| self.files[*file].granules.iter().copied()).collect();
+        self.within(of, granules)
+    }
+
+    /// A table has an entry for each granule of its disk and no more.
+    fn within(&self, of: &Snapshot, granules: BTreeSet<usize>) -> Vec<usize> {
+        let count = of.content.len().div_ceil(SECTORS_PER_GRANULE);
+        granules.into_iter().filter(|granule| *granule < count).collect()
+    }
+
     /// Granules of `to` that may differ from `from`: the entries of the block allocation table.
     pub(crate) fn difference(&self, from: &Snapshot, to: &Snapshot) -> Vec<usize> {
         let (ours, theirs) = (self.chain(to.file), self.chain(from.file));
@@ -108,9 +121,6 @@ impl Disk {
             let above = chain.iter().filter(|file| !other.contains(file));
             above.flat_map(|file| self.files[*file].granules.iter().copied()).collect()
         };
-        let listed = &own(&ours, &theirs) | &own(&theirs, &ours);
-        // The table has an entry for each granule of the target and no more.
-        let count = to.content.len().div_ceil(SECTORS_PER_GRANULE);
-        listed.into_iter().filter(|granule| *granule < count).collect()
+        self.within(to, &own(&ours, &theirs) | &own(&theirs, &ours))
     }
 }

@@ -9,6 +9,7 @@
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
 //! | `moments` | checkpoints, quiesced snapshots, reverts, disks that move |
+//! | `rights` | what users' roles and the pool's licence permit |
 //! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
 //! | `vhd` | exported VHDs in a foreign tool |
 //! | `events` | `event.from`, tasks, cancellation |
@@ -32,6 +33,7 @@ mod foreign;
 mod freeze;
 mod moments;
 mod releases;
+mod rights;
 mod states;
 mod steps;
 mod storage;
