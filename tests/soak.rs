@@ -14,9 +14,9 @@ mod run;
 
 use checks::Checks;
 use e2e::{Admin, Draw, Lab, Model, Options};
-use serde_json::Value;
 use plan::{HOSTS, Plan, Trouble};
 use run::{Ended, execute};
+use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -84,9 +84,11 @@ impl fmt::Display for Counts {
 
 impl Soak {
     fn start(flavour: &str, seed: u64) -> Option<Self> {
-        let sim = ["--flavour", flavour, "--delegates", "process", "--snapshot-digests"];
-        let options =
-            Options { sim: sim.map(str::to_owned).to_vec(), without_template: true, ..Options::default() };
+        let (hosts, shared) = (HOSTS.to_string(), "name=shared,type=nfs,shared=true,default=true");
+        let pool = ["--flavour", flavour, "--hosts", &hosts, "--sr", shared];
+        let sim = pool.iter().chain(&["--delegates", "process", "--snapshot-digests"]);
+        let sim = sim.map(|word| (*word).to_owned()).collect();
+        let options = Options { sim, without_template: true, ..Options::default() };
         let lab = Lab::with(options)?;
         // Its disk is never booted.
         let (image, template) = (lab.path("abd.img"), lab.path("abd.xva"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 /// Calls of a run, as far as they are counted: so many for each VM, and for the run itself. A fault that would strike
 /// a later one does not strike.
 const CALLS_PER_JOB: u64 = 160;
+const WRITES_PER_JOB: u64 = 36;
 const CALLS_PER_RUN: u64 = 40;
 /// Lines of output of a run, likewise.
 const LINES_PER_JOB: u64 = 10;
@@ -175,8 +176,12 @@ impl Trouble {
                 "events doubled",
                 json!({"method": "event.from", "nth": 1, "count": 50, "double_events": true}),
             ),
-            "frozen" => Self::Frozen(json!({"method": "*", "except": ["event.from"],
-                "writes": draw.once_in(2), "nth": draw.between(1, calls), "when": when(draw), "freeze": true})),
+            "frozen" => {
+                let writes = draw.once_in(2);
+                let last = if writes { WRITES_PER_JOB * vms } else { calls };
+                Self::Frozen(json!({"method": "*", "except": ["event.from"], "writes": writes,
+                    "nth": draw.between(1, last), "when": when(draw), "freeze": true}))
+            }
             "kill" => Self::Kill(draw.between(1, lines)),
             "interrupt" => Self::Interrupt(draw.between(1, lines)),
             "sessions" => Self::Sessions(draw.between(1, lines)),
@@ -238,10 +243,12 @@ fn delay(draw: &mut Draw, calls: u64) -> Value {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { changes, vms, jobs, full, busy, trouble, reconcile } = self;
-        write!(f, "{changes} changes; VMs {vms:?}, {jobs} at once")?;
-        let flags =
-            [(*full, "full"), (busy.is_some(), "users write meanwhile"), (*reconcile, "then reconcile")];
+        let Self { changes, vms, jobs, options, exclude, busy, trouble, reconcile } = self;
+        write!(f, "{changes} changes; VMs {vms:?}, {jobs} at once {}", options.join(" "))?;
+        if let Some(position) = exclude {
+            write!(f, ", without position {position}")?;
+        }
+        let flags = [(busy.is_some(), "users write meanwhile"), (*reconcile, "then reconcile")];
         for (flag, word) in flags {
             if flag {
                 write!(f, ", {word}")?;

@@ -1,6 +1,6 @@
 //! What happens to VMs between backups, one function each.
 
-use super::{Attached,  Disk, Model, UserSnapshot, UserVm, POSITIONS, list, words};
+use super::{Attached, Disk, Model, POSITIONS, UserSnapshot, UserVm, list, words};
 use crate::admin::NULL;
 use crate::content::{noise, text};
 use crate::digest::GRANULE;
