@@ -316,5 +316,5 @@ fn a_pool_without_change_tracking_lives_as_long_on_reserved_snapshots() {
 fn a_restore_point_that_is_wrong_is_caught() {
     let Some(outcome) = soak("xcp-8.3", 60, Defect::ForgottenWrites) else { return };
     let what = outcome.expect_err("change tracking forgot writes and nobody noticed");
-    assert!(what.contains("differs from what it held at its snapshot"), "{what}");
+    assert!(what.contains("differs from what it held at its snapshot") && what.contains("(Cbt, "), "{what}");
 }

@@ -112,10 +112,15 @@ impl Model {
         });
     }
 
-    /// Changes a block of every disk of a VM behind the back of change tracking: a defect of the pool.
+    /// Changes a block of every disk of a VM whose changes are tracked, behind the back of the tracking: a defect of
+    /// the pool.
     pub fn write_untracked(&mut self, vm: usize) {
         for at in 0..self.vms[vm].disks.len() {
-            let uuid = self.vms[vm].disks[at].disk.uuid.clone();
+            let disk = &self.vms[vm].disks[at].disk;
+            let (uuid, reference) = (disk.uuid.clone(), json!(disk.reference));
+            if self.admin.call("VDI.get_cbt_enabled", &[reference]) != true {
+                continue;
+            }
             let bytes = self.content(SECTOR);
             let path = self.admin.lab("GET", &format!("/lab/vdi/{uuid}/path"), None);
             let path = path["path"].as_str().expect("a path").to_owned();
