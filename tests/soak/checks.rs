@@ -129,6 +129,23 @@ impl Checks {
         Ok(())
     }
 
+    /// The newest restore point of a VM gets the time that it would have had if the clock of this machine had been
+    /// set back an hour before its run.
+    pub(super) fn set_clock_back(&mut self, vm: &str) -> Result<(), String> {
+        let store = Store::open(&self.store).map_err(|error| format!("open the store: {error}"))?;
+        let newest = store.latest_point(vm).map_err(|error| format!("list restore points: {error}"))?;
+        let Some(StoredPoint { id, mut point }) = newest else { return Ok(()) };
+        let day = point.created.get(..10).ok_or("a time without a date")?.to_owned();
+        let hour: u32 =
+            point.created.get(11..13).and_then(|hour| hour.parse().ok()).ok_or("a time without hours")?;
+        // In the first hour of a day there is no earlier one: whoever runs this at midnight sees nothing.
+        point.created = format!("{day}T{:02}{}", hour.saturating_sub(1), &point.created[13..]);
+        store.remove_point(id).map_err(|error| format!("remove a restore point: {error}"))?;
+        let id = store.commit_point(&point).map_err(|error| format!("commit a restore point: {error}"))?;
+        self.seen.insert(id);
+        Ok(())
+    }
+
     /// Users have everything they had.
     pub(super) fn users(&self, model: &Model, inventory: &Value) -> Result<(), String> {
         match model.missing(inventory).as_slice() {

@@ -120,6 +120,8 @@ pub(super) struct Plan {
     pub(super) trouble: Trouble,
     /// Whether `abd reconcile` comes after it, where something died.
     pub(super) reconcile: bool,
+    /// The newest restore point of this VM looks older than the one before: the clock was set back in between.
+    pub(super) clock_back: Option<usize>,
 }
 
 impl Trouble {
@@ -143,6 +145,21 @@ impl Trouble {
         matches!(self, Self::Frozen(_) | Self::Kill(_))
     }
 
+    /// Whether every job must be done all the same.
+    pub(super) fn is_bearable(&self) -> bool {
+        const BEARABLE: [&str; 8] = [
+            "none",
+            "delay",
+            "events lost",
+            "events doubled",
+            "no licence",
+            "transfer cut",
+            "transfer replaced",
+            "sessions dropped",
+        ];
+        BEARABLE.contains(&self.kind())
+    }
+
     fn draw(draw: &mut Draw, vms: u64) -> Self {
         let lines = LINES_PER_JOB * vms;
         let calls = CALLS_PER_RUN + CALLS_PER_JOB * vms;
@@ -155,6 +172,9 @@ impl Trouble {
             // A lost event costs the half minute that a wait for events may take.
             ("events lost", 1),
             ("events doubled", 2),
+            ("no licence", 1),
+            ("transfer cut", 2),
+            ("transfer replaced", 1),
             ("frozen", 6),
             ("kill", 4),
             ("interrupt", 2),
@@ -175,6 +195,16 @@ impl Trouble {
             "events doubled" => Self::Calls(
                 "events doubled",
                 json!({"method": "event.from", "nth": 1, "count": 50, "double_events": true}),
+            ),
+            "no licence" => Self::Calls("no licence", json!({"cbt_licensed": false})),
+            "transfer cut" => Self::Calls(
+                "transfer cut",
+                json!({"method": "GET /export_raw_vdi", "nth": draw.between(1, vms),
+                    "count": draw.between(1, 3), "cut_after": draw.below(4096)}),
+            ),
+            "transfer replaced" => Self::Calls(
+                "transfer replaced",
+                json!({"method": "GET /export_raw_vdi", "nth": draw.between(1, vms), "page_in_body": true}),
             ),
             "frozen" => {
                 let writes = draw.once_in(2);
@@ -207,6 +237,22 @@ impl Plan {
             busy: draw.once_in(3).then(|| draw.bits()),
             trouble,
             reconcile: draw.once_in(2),
+            clock_back: None,
+        }
+    }
+
+    /// A run over some VMs in which nothing goes wrong, and before which users do nothing.
+    pub(super) fn quiet(vms: Vec<usize>) -> Self {
+        Self {
+            changes: 0,
+            vms,
+            jobs: 2,
+            options: &[],
+            exclude: None,
+            busy: None,
+            trouble: Trouble::None,
+            reconcile: false,
+            clock_back: None,
         }
     }
 }
@@ -243,7 +289,7 @@ fn delay(draw: &mut Draw, calls: u64) -> Value {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { changes, vms, jobs, options, exclude, busy, trouble, reconcile } = self;
+        let Self { changes, vms, jobs, options, exclude, busy, trouble, reconcile, clock_back } = self;
         write!(f, "{changes} changes; VMs {vms:?}, {jobs} at once {}", options.join(" "))?;
         if let Some(position) = exclude {
             write!(f, ", without position {position}")?;
@@ -253,6 +299,9 @@ impl fmt::Display for Plan {
             if flag {
                 write!(f, ", {word}")?;
             }
+        }
+        if let Some(vm) = clock_back {
+            write!(f, ", the clock set back for VM {vm} afterwards")?;
         }
         match trouble {
             Trouble::Calls(kind, fault) => write!(f, "; {kind}: {fault}"),
