@@ -22,6 +22,8 @@ pub(super) struct Checks {
     /// By uuid of the VM, what its next restore point must hold.
     expected: BTreeMap<String, BTreeMap<String, Expected>>,
     seen: BTreeSet<PointId>,
+    /// Live disks whose earlier references could not be listed, and stay until the next run of their VM.
+    superseded: BTreeSet<String>,
     /// Our sessions, and tasks, that a run left without having had a chance to end them.
     left: Left,
     points: u64,
@@ -58,6 +60,7 @@ impl Checks {
             furniture: uuids.collect(),
             expected: BTreeMap::new(),
             seen: BTreeSet::new(),
+            superseded: BTreeSet::new(),
             left: Left::default(),
             points: 0,
             modes: BTreeMap::new(),
@@ -88,6 +91,7 @@ impl Checks {
         if let Some(pack) = store.skipped_packs().first() {
             return Err(format!("a pack cannot be used: {pack:?}"));
         }
+        self.note_superseded(ended);
         let mut found = BTreeSet::new();
         for stored in &all.points {
             if self.seen.insert(stored.id) {
@@ -106,6 +110,25 @@ impl Checks {
         match said.into_iter().find(|point| !found.contains(*point)) {
             Some(point) => Err(format!("job done, but restore point {point} is not in the store")),
             None => Ok(()),
+        }
+    }
+
+    /// A job that cannot ask for the references that it replaces says so and leaves them to the next one.
+    fn note_superseded(&mut self, ended: &Ended) {
+        let left = |job: &Value| {
+            ended.all("warning").any(|warning| {
+                let message = warning["message"].as_str().unwrap_or_default();
+                warning["job"] == job["job"] && message.starts_with("old references stay")
+            })
+        };
+        for job in ended.all("job-done") {
+            for disk in job["disks"].as_array().into_iter().flatten() {
+                let live = disk["vdi"].as_str().unwrap_or_default();
+                match left(job) {
+                    true => _ = self.superseded.insert(live.to_owned()),
+                    false => _ = self.superseded.remove(live),
+                }
+            }
         }
     }
 
@@ -218,6 +241,7 @@ impl Checks {
                 }
             }
         }
+        per_disk.retain(|live, _| !self.superseded.contains(*live));
         let many = per_vm.iter().chain(&per_disk).find(|(_, count)| **count > 1);
         if let Some((of, count)) = many {
             return Err(format!("{count} references of {of}"));
