@@ -201,6 +201,8 @@ impl Subject {
                     cause: disk.cause,
                     reason: disk.reason,
                     read: disk.counts.moved.get(),
+                    audited: disk.counts.audited.get(),
+                    mismatched: disk.counts.mismatched.get(),
                     stored: disk.counts.sealed.get(),
                 })
                 .collect();

@@ -86,6 +86,8 @@ pub struct Error {
     kind: Kind,
     message: String,
     remedy: Option<String>,
+    /// Whether a call was made of which nobody knows what came of it.
+    is_open: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -95,7 +97,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error with a sentence that names the object.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), remedy: None, source: None }
+        Self { kind, message: message.into(), remedy: None, is_open: false, source: None }
     }
 
     /// Says what to do about it.
@@ -110,6 +112,11 @@ impl Error {
     pub fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));
         self
+    }
+
+    /// Whether a call was made of which nobody knows what came of it: its object may be there, or still appear.
+    pub fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// What it means for the caller.
@@ -173,7 +180,8 @@ impl From<xapi::Error> for Error {
             ),
             _ => (Kind::Failed, None),
         };
-        Self { kind, message: error.to_string(), remedy, source: None }
+        let is_open = error.effect() == xapi::Effect::Unknown;
+        Self { kind, message: error.to_string(), remedy, is_open, source: None }
     }
 }
 

@@ -9,10 +9,11 @@
 use crate::cleanup::{Removed, destroy_vdi, destroy_vm, disks_of, find_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{Keep, Reserve, Rotation};
+use crate::ownership::is_copy;
 use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
 use crate::retry::{is_gone, until_free};
 use std::collections::{BTreeMap, BTreeSet};
-use xapi::{Ref, StringMap, Vdi, VdiType, Vm};
+use xapi::{Ref, StringMap, Uuid, Vdi, VdiType, Vm};
 
 /// End of a reserved snapshot's name; its beginning is the name of the job that made it.
 const RESERVED_SUFFIX: &str = "-reserved";
@@ -35,12 +36,16 @@ pub async fn rotate(
         let object = format!("snapshot disk {}", rotation.vdi);
         let done = match rotation.keep {
             Keep::Metadata => make_reference(pool, rotation).await,
-            Keep::Snapshot => tag_reference(pool, rotation).await.map(|_| false),
-            Keep::Nothing => destroy_vdi(pool, &rotation.vdi).await,
+            Keep::Snapshot => tag_reference(pool, rotation).await.map(|found| match found {
+                Some(_) => Successor::Is,
+                None => Successor::Gone,
+            }),
+            Keep::Nothing => destroy_vdi(pool, &rotation.vdi).await.map(|_| Successor::Unwanted),
         };
-        let succeeded = done.is_ok();
-        removed.note(object, done);
-        for old in rotation.replaces.iter().filter(|_| succeeded) {
+        // Where somebody removed the successor, the old reference is still good.
+        let may_drop = matches!(done, Ok(Successor::Made | Successor::Is | Successor::Unwanted));
+        removed.note(object, done.map(|successor| successor == Successor::Made));
+        for old in rotation.replaces.iter().filter(|_| may_drop) {
             let result = drop_reference(pool, old).await;
             removed.note(format!("old reference {old}"), result);
         }
@@ -55,20 +60,32 @@ pub async fn rotate(
     tracing::debug!(job, "references rotated");
 }
 
-/// Takes the data out of a snapshot VDI and leaves its change-tracking metadata, tagged as a reference. `true` where
-/// there was data.
-async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<bool> {
+/// What became of a snapshot disk that was to follow the old references.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    /// It is a reference from now on.
+    Made,
+    /// It was one already.
+    Is,
+    /// Somebody removed it.
+    Gone,
+    /// None was wanted.
+    Unwanted,
+}
+
+/// Takes the data out of a snapshot VDI and leaves its change-tracking metadata, tagged as a reference.
+async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<Successor> {
     let uuid = &rotation.vdi;
-    let Some((vdi, record)) = tag_reference(pool, rotation).await? else { return Ok(false) };
+    let Some((vdi, record)) = tag_reference(pool, rotation).await? else { return Ok(Successor::Gone) };
     if record.kind == VdiType::CbtMetadata {
-        return Ok(false);
+        return Ok(Successor::Is);
     }
     until_free(
         || format!("remove the data of snapshot VDI {uuid}"),
         async || pool.client.vdi_data_destroy(&vdi).await,
     )
     .await?;
-    Ok(true)
+    Ok(Successor::Made)
 }
 
 async fn tag_reference(pool: &Pool, rotation: &Rotation) -> Result<Option<(Ref<Vdi>, Vdi)>> {
@@ -85,15 +102,17 @@ async fn tag_reference(pool: &Pool, rotation: &Rotation) -> Result<Option<(Ref<V
 pub fn references_of(owner: &str, vdis: &BTreeMap<Ref<Vdi>, Vdi>, live: &str, store: &str) -> Vec<String> {
     let mut found: Vec<&Vdi> = vdis
         .values()
-        .filter(|vdi| vdi.kind == VdiType::CbtMetadata && is_reference(owner, &vdi.other_config, live, store))
+        .filter(|vdi| {
+            vdi.kind == VdiType::CbtMetadata && is_reference(owner, &vdi.uuid, &vdi.other_config, live, store)
+        })
         .collect();
     found.sort_by(|a, b| (&a.snapshot_time, a.uuid.as_str()).cmp(&(&b.snapshot_time, b.uuid.as_str())));
     found.into_iter().map(|vdi| vdi.uuid.to_string()).collect()
 }
 
-fn is_reference(owner: &str, tags: &StringMap, of: &str, store: &str) -> bool {
+fn is_reference(owner: &str, uuid: &Uuid, tags: &StringMap, of: &str, store: &str) -> bool {
     let is = |key: &str, value: &str| tags.get(key).is_some_and(|found| found == value);
-    is(TAG_OWNER, owner) && is(TAG_REFERENCE, of) && is(TAG_STORE, store)
+    !is_copy(uuid, tags) && is(TAG_OWNER, owner) && is(TAG_REFERENCE, of) && is(TAG_STORE, store)
 }
 
 /// Destroys a reference if it is one of ours.
@@ -101,7 +120,7 @@ async fn drop_reference(pool: &Pool, uuid: &str) -> Result<bool> {
     let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
     let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
     let ours = record.other_config.get(TAG_OWNER).is_some_and(|owner| *owner == pool.owner);
-    if !ours || record.kind != VdiType::CbtMetadata {
+    if !ours || is_copy(&record.uuid, &record.other_config) || record.kind != VdiType::CbtMetadata {
         tracing::warn!(vdi = uuid, "a recorded reference is not ours any more; it stays");
         return Ok(false);
     }
@@ -139,7 +158,11 @@ async fn drop_reserved(pool: &Pool, newest: &Reserve, removed: &mut Removed) {
         Err(error) => return removed.leftovers.push(format!("old reserved snapshots: {error}")),
     };
     let kept = reserved_of(&pool.owner, &vms, &newest.vm, &newest.store);
-    for (reference, vm) in kept.into_iter().filter(|(_, vm)| vm.uuid.as_str() != newest.snapshot) {
+    // Only what is older: the journal of a job that died may be worked through after a later job reserved its own.
+    let Some((_, this)) = kept.iter().find(|(_, vm)| vm.uuid.as_str() == newest.snapshot) else { return };
+    let before = this.snapshot_time.clone();
+    let old = |vm: &Vm| vm.uuid.as_str() != newest.snapshot && vm.snapshot_time <= before;
+    for (reference, vm) in kept.into_iter().filter(|(_, vm)| old(vm)) {
         remove_reserved(pool, reference, vm, removed).await;
     }
 }
@@ -152,7 +175,8 @@ pub(crate) fn reserved_of<'a>(
     store: &str,
 ) -> Vec<(&'a Ref<Vm>, &'a Vm)> {
     let is_one = |vm: &Vm| {
-        is_reserved(vm, vms.get(&vm.snapshot_of)) && is_reference(owner, &vm.other_config, of, store)
+        is_reserved(vm, vms.get(&vm.snapshot_of))
+            && is_reference(owner, &vm.uuid, &vm.other_config, of, store)
     };
     vms.iter().filter(|(_, vm)| is_one(vm)).collect()
 }
@@ -193,7 +217,9 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
     let present: BTreeSet<&str> = vms.values().map(|vm| vm.uuid.as_str()).collect();
     for (reference, vm) in &vms {
-        if is_reserved(vm, vms.get(&vm.snapshot_of)) && is_stale(&pool.owner, &vm.other_config, &present) {
+        if is_reserved(vm, vms.get(&vm.snapshot_of))
+            && is_stale(&pool.owner, &vm.uuid, &vm.other_config, &present)
+        {
             remove_reserved(pool, reference, vm, removed).await;
         }
     }
@@ -203,7 +229,9 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
         let of_live_job = vdi.other_config.get(TAG_JOB).is_some_and(|job| live.contains(job));
         let what = match () {
             () if of_live_job => continue,
-            () if vdi.kind == VdiType::CbtMetadata && is_stale(&pool.owner, &vdi.other_config, &present) => {
+            () if vdi.kind == VdiType::CbtMetadata
+                && is_stale(&pool.owner, &vdi.uuid, &vdi.other_config, &present) =>
+            {
                 "reference of a disk that is gone"
             }
             () if is_unfinished(&pool.owner, vdi) => "unfinished reference",
@@ -215,17 +243,20 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
 }
 
 /// Whether tags are those of a reference of ours to something that is not there any more.
-fn is_stale(owner: &str, tags: &StringMap, present: &BTreeSet<&str>) -> bool {
-    tags.get(TAG_OWNER).is_some_and(|found| found == owner)
+fn is_stale(owner: &str, uuid: &Uuid, tags: &StringMap, present: &BTreeSet<&str>) -> bool {
+    !is_copy(uuid, tags)
+        && tags.get(TAG_OWNER).is_some_and(|found| found == owner)
         && tags.get(TAG_REFERENCE).is_some_and(|of| !present.contains(of.as_str()))
 }
 
 /// Whether a VDI is a snapshot's disk that was to become a reference, still has its data, and is in no snapshot VM:
-/// the rotation that tagged it did not come to its end, and its journal is gone.
+/// the rotation that tagged it did not come to its end, and its journal is gone. A snapshot of a disk that was
+/// reverted to a reserved snapshot has the same tags.
 fn is_unfinished(owner: &str, vdi: &Vdi) -> bool {
     vdi.is_a_snapshot
         && vdi.kind != VdiType::CbtMetadata
         && vdi.vbds.is_empty()
+        && !is_copy(&vdi.uuid, &vdi.other_config)
         && vdi.other_config.get(TAG_OWNER).is_some_and(|found| found == owner)
         && vdi.other_config.contains_key(TAG_REFERENCE)
 }
@@ -233,6 +264,7 @@ fn is_unfinished(owner: &str, vdi: &Vdi) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::TAG_SELF;
 
     const VM: &str = "11111111-1111-4111-8111-111111111111";
     const JOB: &str = "22222222-2222-4222-8222-222222222222";
@@ -265,10 +297,15 @@ mod tests {
             (TAG_REFERENCE.into(), "disk".into()),
             (TAG_STORE.into(), "store".into()),
         ]);
-        assert!(is_reference("me", &tags, "disk", "store"));
-        assert!(!is_reference("you", &tags, "disk", "store"));
-        assert!(!is_reference("me", &tags, "other", "store"));
-        assert!(!is_reference("me", &tags, "disk", "elsewhere"));
+        let uuid: Uuid = VM.parse().expect("uuid");
+        assert!(is_reference("me", &uuid, &tags, "disk", "store"));
+        assert!(!is_reference("you", &uuid, &tags, "disk", "store"));
+        assert!(!is_reference("me", &uuid, &tags, "other", "store"));
+        assert!(!is_reference("me", &uuid, &tags, "disk", "elsewhere"));
+        let mut own = tags;
+        own.insert(TAG_SELF.into(), VM.into());
+        assert!(is_reference("me", &uuid, &own, "disk", "store"));
+        assert!(!is_reference("me", &JOB.parse().expect("uuid"), &own, "disk", "store"), "a copy");
     }
 
     #[test]
@@ -277,6 +314,9 @@ mod tests {
         let vdi = Vdi { is_a_snapshot: true, other_config: tags, ..Vdi::default() };
         assert!(is_unfinished("me", &vdi));
         assert!(!is_unfinished("you", &vdi));
+        let mut inherited = vdi.clone();
+        inherited.other_config.insert(TAG_SELF.into(), VM.into());
+        assert!(!is_unfinished("me", &inherited), "a snapshot of a disk that was reverted to a reserved one");
         assert!(!is_unfinished("me", &Vdi { kind: VdiType::CbtMetadata, ..vdi.clone() }));
         assert!(!is_unfinished("me", &Vdi { is_a_snapshot: false, ..vdi.clone() }), "a copy of it");
         let used = Vdi { vbds: vec![Ref::from_opaque(String::from("OpaqueRef:v"))], ..vdi };

@@ -24,7 +24,8 @@ impl<'a> Candidate<'a> {
     /// A VM of a pool, if it is one that could be backed up: no template, no snapshot, no control domain, and none
     /// of our own delegates.
     pub fn of(pool: &'a str, vm: &'a Vm) -> Option<Self> {
-        let ours = vm.other_config.contains_key(crate::pool::TAG_JOB);
+        // By the template's mark: a job's tags are inherited by whatever is reverted to, or made of, its snapshot.
+        let ours = vm.other_config.contains_key(xva::TEMPLATE_KEY);
         let one = !(vm.is_a_template || vm.is_a_snapshot || vm.is_control_domain || ours);
         one.then_some(Self { pool, uuid: vm.uuid.as_str(), name: &vm.name_label, tags: &vm.tags })
     }

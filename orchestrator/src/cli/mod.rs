@@ -3,6 +3,7 @@
 mod commands;
 mod jobs;
 mod options;
+mod plan;
 mod pools;
 mod run;
 mod templates;
@@ -30,8 +31,7 @@ Exit codes:
   4  credentials refused                    12  nothing done
   5  pool unreachable                       13  ALARM: an audit failed
   6  certificate not trusted or changed     14  another run is active
-  7  template missing or of another         130 stopped by a signal
-     version";
+  7  template missing or outdated          130  stopped by a signal";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]
@@ -77,6 +77,16 @@ enum Command {
         after_help = "Example:\n  abd run /etc/abd/nightly.toml\n  abd run nightly.toml --dry-run\n  abd run --keys\n\norchestrator/README.md has a whole job file, the exit codes and units for systemd."
     )]
     Run(Box<RunArgs>),
+    /// Print what a backup would do, call by call, and change nothing.
+    ///
+    /// Takes the options of `abd backup`, or a job file, and asks what a job asks: which hosts its delegates would run
+    /// on, how each disk would be read and why, how much that is, and every call that would change something in the pool,
+    /// in order. What changed since the last backup is only known once there is a snapshot, so those numbers come from
+    /// earlier runs and say so.
+    #[command(
+        after_help = "Example:\n  abd plan web01\n  abd plan --job /etc/abd/nightly.toml\n  abd --json plan web01 | jq -r '.plans[].steps[].call'"
+    )]
+    Plan(Box<PlanArgs>),
     /// List restore points.
     #[command(after_help = "Example:\n  abd list web01")]
     List {
@@ -255,6 +265,27 @@ struct BackupArgs {
     jobs: JobArgs,
     #[command(flatten)]
     flags: RunFlags,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    /// VMs, by name, uuid or pattern.
+    #[arg(required_unless_present_any = ["tag", "job"])]
+    vms: Vec<String>,
+    /// VMs with this tag.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Leave out VMs of this name or pattern.
+    #[arg(long, value_name = "NAME")]
+    exclude: Vec<String>,
+    /// The pool, where more than one is known.
+    #[arg(long)]
+    pool: Option<String>,
+    /// The VMs and options of this job file.
+    #[arg(long, value_name = "JOBFILE", conflicts_with_all = ["vms", "tag", "exclude", "pool"])]
+    job: Option<PathBuf>,
+    #[command(flatten)]
+    jobs: JobArgs,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use super::delegate::{Attachment, Outcome, Site};
 use super::placement::{self, Round, rounds};
 use super::snapshot::Snapshot;
 use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::spec::JobOptions;
@@ -61,7 +61,7 @@ pub async fn run(
         Ok(Entrance::Closed(why)) => return job.skipped(&why),
         Err(error) => return job.abandon(error.into(), &entries).await,
     };
-    match job.backup(vm, record, host, &history, &mut entries, started).await {
+    match job.backup(vm, host, &history, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
         Ok((Tidied::Partly, summary)) => job.left_something(summary),
@@ -78,7 +78,7 @@ impl Job<'_> {
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
-        match preflight::gate(&self.run.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
+        match preflight::gate(&self.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
             Gate::Go { warnings } => {
                 for finding in warnings {
                     self.warn(finding.message);
@@ -96,14 +96,15 @@ impl Job<'_> {
     async fn backup(
         &self,
         vm: &Ref<Vm>,
-        record: &Vm,
         host: Option<&Ref<Host>>,
         history: &History,
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
+        // Read again: hooks and waits may have passed since the run looked, and a disk may have been attached.
+        let record = &self.pool.client.get_record::<Vm>(vm).await.context(|| "look at the VM".into())?;
         let mut live = self.live_disks(record).await?;
-        let site = placement::Site::look(&self.run.pool).await?;
+        let site = placement::Site::look(&self.pool).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
         let storage: Vec<_> = live.wanted.iter().map(|disk| disk.record.sr.clone()).collect();

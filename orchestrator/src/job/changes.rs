@@ -24,6 +24,8 @@ pub(crate) const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
 /// A disk together with how it is read.
 pub(super) struct Planned {
     pub source: Source,
+    /// The restore point that it starts from.
+    pub base: Option<PointId>,
     pub decision: Decision,
 }
 
@@ -37,8 +39,19 @@ pub(crate) struct History {
 
 /// What the pool says about the changes of a disk.
 enum Listing {
-    Usable(Changes),
+    /// What changed since a restore point's state. The point and the changes come from one place: the reference that
+    /// was asked about is that very point's.
+    Since(PointId, Base, Changes),
+    /// Nothing that can be used, and why.
+    Unknown(Cause, String),
     /// The pool's log is damaged, or was useless twice in a row: it must be started anew.
+    Broken(String),
+}
+
+/// What the pool says about the changes since one reference.
+enum Found {
+    Changes(Changes),
+    /// As [`Listing::Broken`].
     Broken(String),
 }
 
@@ -93,12 +106,35 @@ impl History {
         self.usable().iter().rev().filter_map(disk)
     }
 
-    /// The points that rest on change tracking of a disk since it was last read whole, newest first: an audit that
-    /// fails puts them in doubt.
-    pub(super) fn resting_on_tracking(&self, vdi: &str) -> Vec<PointId> {
-        let tracked = |disk: &PointDisk| matches!(disk.mode, tracking::Mode::Cbt | tracking::Mode::VhdDiff);
-        self.of_disk(vdi).take_while(|(_, disk)| tracked(disk)).map(|(id, _)| id).collect()
+    /// The points on which a disk's state at `base` rests by change tracking alone, newest first: from the base back
+    /// to, and without, the one that read the disk whole. An audit that fails puts them in doubt.
+    pub(super) fn resting_on_tracking(&self, vdi: &str, base: Option<PointId>) -> Vec<PointId> {
+        let mut resting = Vec::new();
+        let mut next = base;
+        while let Some(id) = next.filter(|id| !resting.contains(id)) {
+            let Some(point) = self.points.iter().find(|stored| stored.id == id) else {
+                // The way is lost with a point that was removed: better one too many in doubt than one too few.
+                let tracked = self.points.iter().filter(|stored| {
+                    stored.point.disks.iter().any(|disk| disk.vdi == vdi && rests_on_tracking(disk))
+                });
+                resting.extend(tracked.map(|stored| stored.id));
+                resting.sort_unstable();
+                resting.dedup();
+                break;
+            };
+            let Some(disk) = point.point.disks.iter().find(|disk| disk.vdi == vdi) else { break };
+            if !rests_on_tracking(disk) {
+                break;
+            }
+            resting.push(id);
+            next = disk.base.or(point.point.base);
+        }
+        resting
     }
+}
+
+fn rests_on_tracking(disk: &PointDisk) -> bool {
+    matches!(disk.mode, tracking::Mode::Cbt | tracking::Mode::VhdDiff)
 }
 
 impl Job<'_> {
@@ -125,42 +161,44 @@ impl Job<'_> {
         self.step("list changes");
         let mut plan = Plan { disks: Vec::with_capacity(sources.len()), broken: BTreeMap::new() };
         for source in sources {
-            let origin = match history.of_disk(&source.live_uuid).next() {
+            let (base, origin) = match history.of_disk(&source.live_uuid).next() {
                 _ if source.kind == DiskKind::Suspend => {
                     let (cause, why) = Untracked::Memory.explain();
-                    Origin::Nothing(cause, why, self.allocation(&source).await)
+                    (None, Origin::Nothing(cause, why, self.allocation(&source).await))
                 }
                 None => {
                     let first = (Cause::FirstBackup, "first backup of this disk".to_owned());
                     let (cause, why) = history.unusable.clone().unwrap_or(first);
-                    Origin::Nothing(cause, why, self.allocation(&source).await)
+                    (None, Origin::Nothing(cause, why, self.allocation(&source).await))
                 }
-                Some((_, last)) => {
-                    let base = Base { tree: last.tree };
+                Some((newest, disk)) => {
                     let listing = match reset.get(&source.live) {
-                        Some(why) => {
-                            Listing::Usable(Changes::Unknown(Cause::TrackingInconsistent, why.clone()))
-                        }
+                        Some(why) => Listing::Unknown(Cause::TrackingInconsistent, why.clone()),
                         None => self.changes(&source, history).await?,
                     };
+                    // Where everything is read, the nearest state is the best to compare with.
+                    let whole = |cause, why| {
+                        (Some(newest), Origin::Base(Base { tree: disk.tree }, Changes::Unknown(cause, why)))
+                    };
                     match listing {
-                        Listing::Usable(changes) => Origin::Base(base, changes),
+                        Listing::Since(point, base, changes) => (Some(point), Origin::Base(base, changes)),
+                        Listing::Unknown(cause, why) => whole(cause, why),
                         Listing::Broken(why) => {
                             plan.broken.insert(source.live.clone(), why.clone());
-                            Origin::Base(base, Changes::Unknown(Cause::TrackingInconsistent, why))
+                            whole(Cause::TrackingInconsistent, why)
                         }
                     }
                 }
             };
             let decision = tracking::decide(Facts { size: source.size, origin });
-            plan.disks.push(Planned { source, decision });
+            plan.disks.push(Planned { source, base, decision });
         }
         Ok(plan)
     }
 
     /// Shows how the disks are read.
     pub(super) fn show_plan(&self, disks: &[Planned]) {
-        for Planned { source, decision } in disks {
+        for Planned { source, decision, .. } in disks {
             self.run.report.event(&Event::DiskPlan {
                 job: self.id.clone(),
                 subject: self.subject.clone(),
@@ -174,20 +212,26 @@ impl Job<'_> {
         }
     }
 
-    /// Asks the pool what changed since a reference of an earlier restore point. A reference that is older than the
-    /// newest point lists more than changed since, never less.
+    /// Asks the pool what changed since an earlier restore point: the newest one whose reference is still there. A run
+    /// that died between its commit and its rotation has left the reference before.
     async fn changes(&self, source: &Source, history: &History) -> Result<Listing> {
-        let unknown = |cause, why: String| Ok(Listing::Usable(Changes::Unknown(cause, why)));
+        let unknown = |cause, why: String| Ok(Listing::Unknown(cause, why));
         if let Some(Untracked::ByOption) = source.untracked {
             let (cause, why) = Untracked::ByOption.explain();
             return unknown(cause, why);
         }
         let mut missing = None;
-        for (_, disk) in history.of_disk(&source.live_uuid).take(REFERENCES_BACK) {
+        for (point, disk) in history.of_disk(&source.live_uuid).take(REFERENCES_BACK) {
             if let Some(uuid) = &disk.reference {
-                match cleanup::find_vdi(&self.run.pool, uuid).await {
+                match cleanup::find_vdi(&self.pool, uuid).await {
                     Ok(Some(reference)) => {
-                        return self.changes_since(source, &reference, uuid, history).await;
+                        return Ok(match self.changes_since(source, &reference, uuid, history).await? {
+                            Found::Changes(Changes::Unknown(cause, why)) => Listing::Unknown(cause, why),
+                            Found::Changes(changes) => {
+                                Listing::Since(point, Base { tree: disk.tree }, changes)
+                            }
+                            Found::Broken(why) => Listing::Broken(why),
+                        });
                     }
                     Ok(None) => _ = missing.get_or_insert_with(|| uuid.clone()),
                     Err(error) => return unknown(Cause::ListingFailed, error.chain()),
@@ -221,58 +265,58 @@ impl Job<'_> {
         reference: &Ref<Vdi>,
         uuid: &str,
         history: &History,
-    ) -> Result<Listing> {
-        let client = &self.run.pool.client;
+    ) -> Result<Found> {
+        let client = &self.pool.client;
         let record = client.get_record::<Vdi>(reference).await.context(|| format!("look at VDI {uuid}"))?;
         if !source.tracked {
             let Some(untracked) = &source.untracked else {
                 let why = "the snapshot's disk is not tracked".to_owned();
-                return Ok(Listing::Usable(Changes::Unknown(Cause::TrackingFailed, why)));
+                return Ok(Found::Changes(Changes::Unknown(Cause::TrackingFailed, why)));
             };
             let (cause, why) = untracked.explain();
-            return Ok(Listing::Usable(match record.kind == VdiType::CbtMetadata {
+            return Ok(Found::Changes(match record.kind == VdiType::CbtMetadata {
                 true => Changes::Unknown(cause, why),
                 false => self.difference(source, reference).await,
             }));
         }
         let error = match self.list(reference, &source.snapshot).await {
             Ok(bitmap) => {
-                return Ok(Listing::Usable(Changes::Tracked(vec![Hop { size: source.size, bitmap }])));
+                return Ok(Found::Changes(Changes::Tracked(vec![Hop { size: source.size, bitmap }])));
             }
             Err(error) => error,
         };
         if error.is_cbt_inconsistent() {
-            return Ok(Listing::Broken(format!("the pool's log of changes is damaged: {error}")));
+            return Ok(Found::Broken(format!("the pool's log of changes is damaged: {error}")));
         }
         if !error.is_cbt_unrelated() {
             let error = crate::error::Error::from(error);
-            return Ok(Listing::Usable(Changes::Unknown(Cause::ListingFailed, error.chain())));
+            return Ok(Found::Changes(Changes::Unknown(Cause::ListingFailed, error.chain())));
         }
         if let Some(hops) = self.hops(source, reference, uuid).await? {
-            return Ok(Listing::Usable(Changes::Tracked(hops)));
+            return Ok(Found::Changes(Changes::Tracked(hops)));
         }
         let why = format!("the pool cannot relate the reference {uuid} to the disk any more: {error}");
         let last = history.of_disk(&source.live_uuid).next().map(|(_, disk)| disk.cause.as_str());
         // A reference of the last run that is useless at once means that the next one would be as well.
         if last == Some(Cause::ReferenceUnusable.code()) {
-            return Ok(Listing::Broken(format!("{why}, for the second time in a row")));
+            return Ok(Found::Broken(format!("{why}, for the second time in a row")));
         }
-        Ok(Listing::Usable(Changes::Unknown(Cause::ReferenceUnusable, why)))
+        Ok(Found::Changes(Changes::Unknown(Cause::ReferenceUnusable, why)))
     }
 
     async fn list(&self, from: &Ref<Vdi>, to: &Ref<Vdi>) -> std::result::Result<Vec<u8>, xapi::Error> {
         crate::retry::until_free_raw(
             || "list changed blocks".into(),
-            async || self.run.pool.client.vdi_list_changed_blocks(from, to).await,
+            async || self.pool.client.vdi_list_changed_blocks(from, to).await,
         )
         .await
     }
 
     /// The way from a reference to the snapshot over the later references that other runs left behind.
     async fn hops(&self, source: &Source, from: &Ref<Vdi>, uuid: &str) -> Result<Option<Vec<Hop>>> {
-        let vdis = self.run.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+        let vdis = self.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
         let store = self.run.store.id().to_string();
-        let all = references::references_of(&self.run.pool.owner, &vdis, &source.live_uuid, &store);
+        let all = references::references_of(&self.pool.owner, &vdis, &source.live_uuid, &store);
         let later: Vec<&String> = all.iter().skip_while(|found| *found != uuid).skip(1).collect();
         if later.is_empty() {
             return Ok(None);
@@ -301,7 +345,7 @@ impl Job<'_> {
 
     /// The parts of the disk that may differ from the reserved snapshot, by the head of a differencing export.
     async fn difference(&self, source: &Source, reference: &Ref<Vdi>) -> Changes {
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
             Ok(head) if head.differencing => Changes::Difference(parts(head)),
             Ok(_) => Changes::Unknown(
                 Cause::ListingUnusable,
@@ -321,7 +365,7 @@ impl Job<'_> {
         if !source.is_vhd {
             return Allocation::Unknown("the storage does not tell what is allocated".into());
         }
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
             Ok(head) if !head.differencing => Allocation::Listed(parts(head)),
             Ok(_) => Allocation::Unknown("the pool sent a differencing VHD".into()),
             Err(error) => Allocation::Unknown(format!("the pool does not tell what is allocated: {error}")),

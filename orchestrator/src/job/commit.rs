@@ -7,7 +7,7 @@ use super::placement::Round;
 use super::snapshot::Snapshot;
 use super::{Job, blocking, summary_of};
 use crate::cleanup::Removed;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Keep, Reserve, Rotation};
 use crate::references;
 use crate::report::{DiskSummary, Event, JobSummary};
@@ -70,9 +70,13 @@ impl Job<'_> {
         let store_id = run.store.id().to_string();
         let (mut disks, mut summaries, mut alarms) = (Vec::new(), Vec::new(), Vec::new());
         let mut rotations: Vec<Rotation> = Vec::new();
-        for (mut planned, (done, answer)) in planned.into_iter().zip(sealed.disks.into_iter().flatten()) {
+        for (mut planned, sealed) in planned.into_iter().zip(sealed.disks) {
+            let Some((done, answer)) = sealed else {
+                let message = format!("no delegate sealed disk {} of {}", planned.source.name, self.subject);
+                return Err(Error::new(Kind::Failed, message));
+            };
             let suspect = self.judge_audit(&mut planned, &done, history, &mut alarms);
-            let Planned { source, decision } = planned;
+            let Planned { source, base, decision } = planned;
             let keep = match () {
                 () if decision.cause == Cause::AuditAlarm => Keep::Nothing,
                 () if source.tracked => Keep::Metadata,
@@ -109,6 +113,7 @@ impl Job<'_> {
                 reason: decision.reason,
                 counts: done.counts,
                 reference: (keep != Keep::Nothing).then_some(source.snapshot_uuid),
+                base,
                 suspect,
             });
         }
@@ -152,11 +157,15 @@ impl Job<'_> {
             disks,
             base: history.newest(),
         };
+        // Before the point exists: a run that dies in between leaves nothing that a next one could trust.
+        for alarm in &alarms {
+            tidied = tidied.and(self.distrust(alarm).await);
+        }
         let store = run.store.clone();
         let id = blocking(move || store.commit_point(&point)).await?;
         tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, &store_id, entries).await);
         for alarm in &alarms {
-            tidied = tidied.and(self.sound(alarm).await);
+            self.sound(alarm);
         }
         let summary = JobSummary {
             job: self.id.clone(),
@@ -185,7 +194,7 @@ impl Job<'_> {
         if counts.mismatched.get() == 0 {
             return Vec::new();
         }
-        let Planned { source, decision } = planned;
+        let Planned { source, decision, .. } = planned;
         let what = match decision.mode {
             Mode::Full => "the storage's list of allocated space",
             _ => "change tracking",
@@ -200,11 +209,11 @@ impl Job<'_> {
             None => Mode::Full,
         };
         alarms.push(Alarm { vdi: source.live.clone(), name: source.name.clone() });
-        history.resting_on_tracking(&source.live_uuid)
+        history.resting_on_tracking(&source.live_uuid, planned.base)
     }
 
-    /// Makes an alarm known and starts the disk's tracking anew: what was missed once will be missed again.
-    async fn sound(&self, alarm: &Alarm) -> Tidied {
+    /// Makes an alarm known.
+    fn sound(&self, alarm: &Alarm) {
         self.run.report.event(&Event::Alarm {
             job: self.id.clone(),
             subject: self.subject.clone(),
@@ -215,8 +224,11 @@ impl Job<'_> {
                 self.subject, alarm.name
             ),
         });
-        let client = &self.run.pool.client;
-        let tracked = client.get_record::<Vdi>(&alarm.vdi).await.map(|vdi| vdi.cbt_enabled);
+    }
+
+    /// Starts the tracking of a disk anew: what was missed once will be missed again.
+    async fn distrust(&self, alarm: &Alarm) -> Tidied {
+        let tracked = self.pool.client.get_record::<Vdi>(&alarm.vdi).await.map(|vdi| vdi.cbt_enabled);
         let reset = match tracked {
             Ok(true) => self.reset_tracking(&alarm.vdi).await,
             Ok(false) => Ok(()),
@@ -240,7 +252,7 @@ impl Job<'_> {
         store: &str,
         entries: &mut Vec<Entry>,
     ) -> Tidied {
-        let pool = &self.run.pool;
+        let pool = &self.pool;
         let mut tidied = Tidied::Fully;
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {
@@ -255,8 +267,10 @@ impl Job<'_> {
         let committed =
             Entry::Committed { point: point.to_owned(), vdis: rotations.clone(), reserve: reserve.clone() };
         if let Err(error) = self.record(entries, committed) {
-            self.warn(error.chain());
-            tidied = Tidied::Partly;
+            // Without this entry the clean-up takes the snapshot's disks for rubbish. They may be: the references
+            // before are still there, and the next run lists its changes from them.
+            self.warn(format!("the references are not rotated, run `abd reconcile`: {}", error.chain()));
+            return Tidied::Partly;
         }
         self.step("rotate references");
         let mut removed = Removed::default();
@@ -282,6 +296,18 @@ fn vm_metadata(vm: &Vm) -> serde_json::Value {
         "vcpus_at_startup": vm.vcpus_at_startup,
         "hvm_boot_policy": vm.hvm_boot_policy,
         "hvm_boot_params": vm.hvm_boot_params,
+        "domain_type": vm.domain_type.to_string(),
+        "pv_bootloader": vm.pv_bootloader,
+        "pv_kernel": vm.pv_kernel,
+        "pv_ramdisk": vm.pv_ramdisk,
+        "pv_args": vm.pv_args,
+        "nvram": vm.nvram,
+        "bios_strings": vm.bios_strings,
+        "vcpus_params": vm.vcpus_params,
+        "has_vendor_device": vm.has_vendor_device,
+        "actions_after_shutdown": vm.actions_after_shutdown,
+        "actions_after_reboot": vm.actions_after_reboot,
+        "actions_after_crash": vm.actions_after_crash,
         "platform": vm.platform,
         "other_config": vm.other_config,
         "tags": vm.tags,

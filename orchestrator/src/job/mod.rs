@@ -7,7 +7,7 @@ mod commit;
 mod delegate;
 pub mod placement;
 pub mod restore;
-mod snapshot;
+pub(crate) mod snapshot;
 mod source;
 
 use crate::cleanup::{self, Removed};
@@ -157,6 +157,8 @@ impl From<Error> for Failure {
 /// One job while it runs.
 struct Job<'a> {
     run: &'a Run,
+    /// The run's pool, with this job's tag on the tasks that it starts.
+    pool: Pool,
     id: String,
     subject: String,
     options: &'a JobOptions,
@@ -181,7 +183,8 @@ impl<'a> Job<'a> {
         run.report.event(&Event::JobStarted { job: id.clone(), subject: subject.to_owned() });
         let (seed, _) = uuid.as_u64_pair();
         let warnings = Mutex::default();
-        Ok(Self { run, id, subject: subject.to_owned(), options, seed, journal, warnings })
+        let pool = run.pool.for_job(&id);
+        Ok(Self { run, pool, id, subject: subject.to_owned(), options, seed, journal, warnings })
     }
 
     fn step(&self, step: &str) {
@@ -259,15 +262,15 @@ impl<'a> Job<'a> {
     /// Removes what a failed job made and reports it.
     async fn abandon(self, failure: Failure, entries: &[Entry]) -> JobResult {
         self.step("clean up");
-        let removed = cleanup::remove_job(&self.run.pool, &self.id, entries).await;
+        let removed = cleanup::remove_job(&self.pool, &self.id, entries).await;
         let kind = failure.error.kind();
         let mut leftovers = match &removed {
             Ok(Removed { leftovers, .. }) => leftovers.clone(),
             Err(error) => vec![format!("unknown: {}", error.chain())],
         };
         // The call may have reached the pool although its answer did not reach us.
-        let found = removed.is_ok_and(|removed| !removed.objects.is_empty());
-        if kind == Kind::Unreachable && cleanup::is_unsettled(entries) && !found {
+        let unsettled = removed.is_ok_and(|removed| cleanup::is_unsettled(entries, &removed));
+        if failure.error.is_open() && unsettled {
             leftovers.push("what was being made when the pool went silent may still appear".into());
         }
         let remedy = match failure.error.remedy_text() {

@@ -104,8 +104,8 @@ pub(super) fn ships(history: &History, uuid: &str, decision: &Decision, reads: &
         },
         None => Expected {
             bytes: None,
-            at_most: reads.bytes.unwrap_or(reads.at_most),
-            basis: "less, as far as it compresses or the store has it already".into(),
+            at_most: reads.at_most,
+            basis: "no more than is read; less, as far as it compresses or the store has it already".into(),
         },
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Expected, Past, estimate};
 use crate::job::changes::{History, LARGEST_VHD, REFERENCES_BACK};
+use crate::job::snapshot::is_vhd;
 use crate::journal::Keep;
 use crate::preflight::{self, FIRST_CBT_API, FIRST_IGNORING_API, FIRST_WITHOUT_QUIESCE_API, Facts};
 use crate::references;
@@ -13,11 +14,21 @@ use xapi::{PowerState, Ref, Sr, Vdi, VdiType, Vm};
 /// The snapshot that a job would take.
 pub(super) struct Shot {
     /// The calls that are made for it, the last one with success.
-    pub calls: Vec<&'static str>,
+    pub tries: Vec<Try>,
     /// Whether it is a checkpoint.
     pub with_memory: bool,
     /// Disks of the VM that are in it although nobody wants them.
     pub unwanted: Vec<String>,
+}
+
+/// A call for a snapshot, and how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Try {
+    Works(&'static str),
+    /// Its task fails.
+    Fails(&'static str),
+    /// It is refused before there is a task.
+    Refused(&'static str),
 }
 
 /// A question to the pool about a disk.
@@ -51,6 +62,13 @@ pub(super) struct Disk {
     pub ships: Expected,
 }
 
+impl Disk {
+    /// Whether it is the memory of a checkpoint.
+    pub(super) fn is_memory(&self) -> bool {
+        self.uuid.is_empty()
+    }
+}
+
 impl Shot {
     pub(super) fn of(facts: &Facts, vm: &Vm, options: &JobOptions) -> Self {
         let excluded: Vec<String> = facts
@@ -61,22 +79,25 @@ impl Shot {
             .collect();
         let with_memory = options.checkpoint && vm.power_state != PowerState::Halted;
         if with_memory {
-            return Self { calls: vec!["VM.checkpoint"], with_memory, unwanted: excluded };
+            return Self { tries: vec![Try::Works("VM.checkpoint")], with_memory, unwanted: excluded };
         }
-        let mut calls = Vec::new();
+        let mut tries = Vec::new();
         if options.quiesce {
-            calls.push("VM.snapshot_with_quiesce");
-            if facts.api() < FIRST_WITHOUT_QUIESCE_API {
-                return Self { calls, with_memory, unwanted: excluded };
+            const QUIESCED: &str = "VM.snapshot_with_quiesce";
+            let offered = vm.allowed_operations.iter().any(|operation| operation == "snapshot_with_quiesce");
+            if offered && facts.api() < FIRST_WITHOUT_QUIESCE_API {
+                tries.push(Try::Works(QUIESCED));
+                return Self { tries, with_memory, unwanted: excluded };
             }
+            tries.push(Try::Fails(QUIESCED));
         }
         let leaves_out = facts.api() >= FIRST_IGNORING_API;
         if !excluded.is_empty() && !leaves_out {
             // The release does not know the parameter, and is asked again without it.
-            calls.push("VM.snapshot");
+            tries.push(Try::Refused("VM.snapshot"));
         }
-        calls.push("VM.snapshot");
-        Self { calls, with_memory, unwanted: if leaves_out { Vec::new() } else { excluded } }
+        tries.push(Try::Works("VM.snapshot"));
+        Self { tries, with_memory, unwanted: if leaves_out { Vec::new() } else { excluded } }
     }
 }
 
@@ -163,10 +184,6 @@ fn tracking_of(facts: &Facts, disk: &preflight::Disk<'_>, options: &JobOptions) 
     (true, untracked)
 }
 
-fn is_vhd(vdi: &Vdi) -> bool {
-    vdi.sm_config.get("vdi_type").is_some_and(|kind| kind == "vhd")
-}
-
 fn reserves(vdi: &Vdi, size: ByteCount, untracked: Option<&Untracked>) -> bool {
     untracked == Some(&Untracked::OldRelease) && is_vhd(vdi) && size <= LARGEST_VHD
 }
@@ -248,21 +265,20 @@ fn since(reference: &Vdi, size: ByteCount, untracked: Option<&Untracked>, ask: &
     }
 }
 
-/// The memory of a checkpoint: it does not exist yet, so its size is the VM's.
+/// The memory of a checkpoint: it does not exist yet.
 fn memory(facts: &Facts, history: &History, vm: &Vm, options: &JobOptions) -> Option<Disk> {
     let sr = preflight::suspend_sr(facts, vm)?;
-    let size = ByteCount::new(vm.memory_static_max);
-    // The suspend image is of the format that its storage gives all its disks.
-    let as_vhd = facts.vdis.values().any(|vdi| vdi.sr == sr && is_vhd(vdi));
+    // Storage rounds it up; VHD storage to whole blocks.
+    let size = ByteCount::new(preflight::suspend_image(vm).get().next_multiple_of(2 << 20));
     let (cause, why) = Untracked::Memory.explain();
     let mut ask = None;
-    let allocated = match () {
-        () if options.read_unallocated => Allocation::Unknown("unallocated space is read on request".into()),
-        () if as_vhd => {
+    let allocated = match options.read_unallocated {
+        true => Allocation::Unknown("unallocated space is read on request".into()),
+        false => {
+            // Storage that snapshots gives every disk of its own making a VHD.
             ask = Some(Ask::Head(None));
             Allocation::Listed(nothing(size))
         }
-        () => Allocation::Unknown("the storage does not tell what is allocated".into()),
     };
     let decision = tracking::decide(tracking::Facts { size, origin: Origin::Nothing(cause, why, allocated) });
     let reads = estimate::reads(facts, history, None, size, &decision);

@@ -3,11 +3,11 @@
 //! An end-to-end test compares the list with what the simulator logs of the backup that follows: a call that the job
 //! makes and this list does not know, or the other way round, fails it.
 
-use super::predict::{Ask, Disk, Shot};
+use super::predict::{Ask, Disk, Shot, Try};
 use crate::job::FIRST_POSITION;
 use crate::job::placement::Round;
 use crate::journal::Keep;
-use crate::pool::{TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
+use crate::pool::{TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_SELF, TAG_STORE, TAG_TASK};
 use crate::preflight::Facts;
 use crate::references;
 use crate::spec::JobOptions;
@@ -38,10 +38,16 @@ impl Steps {
         self.list.push(Step { step: self.step, call: call.to_owned(), object, detail });
     }
 
-    /// A call that runs as a task, and the removal of the task.
+    /// A call that runs as a task, the task's tag and its removal.
     fn task(&mut self, call: &str, object: impl Into<String>, detail: impl Into<String>) {
         self.call(&format!("Async.{call}"), object, detail);
+        self.call("task.add_to_other_config", "its task", TAG_TASK);
         self.call("task.destroy", "its task", "");
+    }
+
+    /// The mark of the job, with what else is to be said of the object.
+    fn mark(&mut self, class: &str, object: &str, extra: &[&str]) {
+        self.tags(class, object, &[&[TAG_SELF, TAG_OWNER], extra, &[TAG_JOB]].concat());
     }
 
     fn tags(&mut self, class: &str, object: &str, keys: &[&str]) {
@@ -83,7 +89,7 @@ pub(super) fn steps(
     if !disks.iter().any(|disk| disk.keep == Keep::Snapshot) {
         steps.step = "remove snapshot";
         if shot.with_memory {
-            steps.task("VM.hard_shutdown", "the snapshot", "it is suspended");
+            steps.task("VM.hard_shutdown", "the snapshot", "it is suspended; its memory image goes");
         }
         steps.call("VM.destroy", "the snapshot", "its disks stay");
     }
@@ -98,16 +104,20 @@ fn snapshot_disk(name: &str) -> String {
 
 fn snapshot(steps: &mut Steps, vm: &Vm, shot: &Shot, disks: &[Disk]) {
     let object = format!("VM '{}'", vm.name_label);
-    for (at, call) in shot.calls.iter().enumerate() {
-        match at + 1 == shot.calls.len() {
-            true => steps.task(call, object.clone(), "named abd-JOB-snapshot"),
-            // Refused at once: there is no task.
-            false => steps.call(&format!("Async.{call}"), object.clone(), "this release refuses it"),
+    for try_ in &shot.tries {
+        match try_ {
+            Try::Works(call) => steps.task(call, object.clone(), "named abd-JOB-snapshot"),
+            Try::Fails(call) => steps.task(call, object.clone(), "this release cannot do that"),
+            // There is no task.
+            Try::Refused(call) => {
+                let detail = "this release does not know all of its parameters";
+                steps.call(&format!("Async.{call}"), object.clone(), detail);
+            }
         }
     }
-    steps.tags("VM", "the snapshot", &[TAG_JOB, TAG_OWNER]);
+    steps.mark("VM", "the snapshot", &[]);
     for name in disks.iter().map(|disk| &disk.name).chain(&shot.unwanted) {
-        steps.tags("VDI", &snapshot_disk(name), &[TAG_JOB, TAG_OWNER]);
+        steps.mark("VDI", &snapshot_disk(name), &[]);
     }
 }
 
@@ -123,6 +133,7 @@ fn ask(steps: &mut Steps, disk: &Disk) {
                 None => "the list of allocated blocks, no data".to_owned(),
             };
             steps.call("task.create", "a task for the export", "");
+            steps.call("task.add_to_other_config", "its task", TAG_TASK);
             steps.call("GET /export_raw_vdi", object, detail);
             steps.call("task.destroy", "its task", "");
         }
@@ -143,9 +154,9 @@ fn start(steps: &mut Steps, facts: &Facts, vm: &Vm, options: &JobOptions, disks:
     let record = template.and_then(|template| facts.vms.get(&template.template.reference));
     let name = record.map_or("the template", |record| &record.name_label);
     steps.task("VM.clone", format!("template '{name}'"), "named abd-JOB");
-    steps.tags("VM", delegate, &[TAG_JOB, TAG_OWNER]);
+    steps.mark("VM", delegate, &[]);
     for _ in own_disks(facts, round) {
-        steps.tags("VDI", "the delegate's disk", &[TAG_DELEGATE, TAG_JOB, TAG_OWNER]);
+        steps.mark("VDI", "the delegate's disk", &[TAG_DELEGATE]);
     }
     steps.call("VM.set_name_description", delegate, format!("for {}", vm.name_label));
     steps.task("VM.provision", delegate, "");
@@ -180,6 +191,8 @@ fn rotate(steps: &mut Steps, facts: &Facts, vm: &Vm, shot: &Shot, disks: &[Disk]
                 steps.task("VDI.data_destroy", object, "only its change log stays, as the next reference");
             }
             Keep::Snapshot => steps.tags("VDI", &object, &[TAG_REFERENCE, TAG_STORE]),
+            // It went with the suspended snapshot.
+            Keep::Nothing if disk.is_memory() => {}
             Keep::Nothing => steps.call("VDI.destroy", object, ""),
         }
         for old in &disk.replaces {

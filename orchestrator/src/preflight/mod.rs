@@ -33,7 +33,7 @@ pub use hosts::{footprint, has_memory, rounds, rounds_of};
 pub use leftovers::count as leftover_count;
 pub use text::{WIDTH, text, wrap};
 pub use trust::cbt_is_restricted;
-pub use vm::{FIRST_WITHOUT_QUIESCE_API, can_track, is_excluded, suspend_sr};
+pub use vm::{FIRST_WITHOUT_QUIESCE_API, can_track, is_excluded, suspend_image, suspend_sr};
 
 use crate::spec::JobOptions;
 use std::time::SystemTime;

@@ -64,7 +64,6 @@ impl Sample {
         };
         sample.facts.srs.insert(sample.sr.clone(), sr);
         sample.add_host("host-1", 64 << 30, true);
-        sample.facts.pool.default_sr = sample.sr.clone();
         let web01 = Vm { name_label: "web01".into(), uuid: sample.uuid(), ..Vm::default() };
         sample.facts.vms.insert(vm, web01);
         sample.add_disk(10 << 30);

@@ -21,7 +21,7 @@ use super::finding::{Code, Finding};
 use crate::spec::JobOptions;
 use blocks::ByteCount;
 use std::collections::{BTreeMap, BTreeSet};
-use xapi::{Ref, Sr, Vdi, Vm};
+use xapi::{PowerState, Ref, Sr, Vdi, Vm};
 
 /// LVM hands out space in pieces of this size.
 const EXTENT: u64 = 4 << 20;
@@ -116,9 +116,10 @@ pub(super) fn costs(facts: &Facts, vm: &Vm, options: &JobOptions) -> BTreeMap<Re
         add(&disk.vdi.sr, cost_of_disk(facts, &disk));
     }
     if options.checkpoint
+        && vm.power_state != PowerState::Halted
         && let Some(sr) = super::vm::suspend_sr(facts, vm)
     {
-        add(&sr, ByteCount::new(vm.memory_static_max));
+        add(&sr, super::vm::suspend_image(vm));
     }
     // Each round has a delegate of its own, but only one at a time. Where none can run, that is said elsewhere.
     let rounds = super::hosts::rounds(facts, vm, options, |_| true).unwrap_or_default();
@@ -265,6 +266,19 @@ mod tests {
         let with = cost(&sample);
         sample.without_template();
         assert_eq!(with - cost(&sample), super::super::sample::TEMPLATE_BYTES);
+    }
+
+    #[test]
+    fn memory_that_is_saved_costs_its_image_on_the_suspend_storage() {
+        let mut sample = Sample::new();
+        let other = sample.add_sr("Suspend");
+        sample.plug("host-1", &other);
+        sample.vm_mut().resident_on = sample.host.clone();
+        sample.vm_mut().suspend_sr = other.clone();
+        sample.vm_mut().memory_static_max = GIB;
+        let options = JobOptions { checkpoint: true, ..options() };
+        let costs = costs(&sample.facts, sample.vm(), &options);
+        assert_eq!(costs[&other].get(), GIB * 126 / 100 + (100 << 20));
     }
 
     #[test]

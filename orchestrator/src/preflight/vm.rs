@@ -5,6 +5,7 @@ use super::finding::{Code, Finding};
 use super::{chains, hosts, space};
 use crate::job::MAX_DISKS;
 use crate::spec::{CbtMode, DiskFacts, JobOptions};
+use blocks::ByteCount;
 use std::collections::BTreeMap;
 use xapi::{PowerState, Ref, Sr, Vm};
 
@@ -121,11 +122,19 @@ fn state(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Finding> {
     findings
 }
 
-/// Where the memory of a VM would be saved.
+/// Where the memory of a VM would be saved: the VM's own choice, the pool's, its host's, the first that its host sees
+/// (xen-api, `Helpers.choose_suspend_sr`).
 pub fn suspend_sr(facts: &Facts, vm: &Vm) -> Option<Ref<Sr>> {
-    let host = facts.hosts.get(&vm.resident_on).map(|host| &host.suspend_image_sr);
-    let wanted = [Some(&facts.pool.suspend_image_sr), host, Some(&facts.pool.default_sr)];
-    wanted.into_iter().flatten().find(|sr| facts.srs.contains_key(sr)).cloned()
+    let of_host = facts.hosts.get(&vm.resident_on).map(|host| &host.suspend_image_sr);
+    let wanted = [Some(&vm.suspend_sr), Some(&facts.pool.suspend_image_sr), of_host];
+    let seen = |sr: &&Ref<Sr>| facts.srs.contains_key(sr) && facts.sees(&vm.resident_on, sr);
+    wanted.into_iter().flatten().find(seen).cloned()
+}
+
+/// Size of the image of a VM's memory: a fifth and a twentieth more, and 100 MiB (xen-api, `Xapi_xenops.suspend`).
+pub fn suspend_image(vm: &Vm) -> ByteCount {
+    let memory = u128::from(vm.memory_static_max) * 126 / 100 + (100 << 20);
+    ByteCount::new(u64::try_from(memory).unwrap_or(u64::MAX))
 }
 
 /// What keeps the memory of a VM from being saved.
@@ -170,8 +179,12 @@ pub fn can_track(facts: &Facts, disk: &Disk<'_>) -> bool {
     !is_raw(disk) && features(facts, disk).is_none_or(|known| known.contains_key("VDI_CONFIG_CBT"))
 }
 
+/// File storage says of raw disks only that they are.
 fn is_raw(disk: &Disk<'_>) -> bool {
-    disk.vdi.sm_config.get("vdi_type").is_some_and(|kind| matches!(kind.as_str(), "aio" | "raw"))
+    match disk.vdi.sm_config.get("vdi_type") {
+        Some(kind) => matches!(kind.as_str(), "aio" | "raw"),
+        None => disk.vdi.sm_config.get("type").is_some_and(|kind| kind == "raw"),
+    }
 }
 
 /// What keeps a disk from being snapshotted.
@@ -304,6 +317,9 @@ mod tests {
         let mut sample = Sample::new();
         let options = JobOptions { checkpoint: true, ..JobOptions::default() };
         sample.vm_mut().power_state = PowerState::Running;
+        sample.vm_mut().resident_on = sample.host.clone();
+        assert_eq!(found_with(&sample, &options), [(Code::VmCheckpoint, Level::Error)], "no storage for it");
+        sample.facts.pool.suspend_image_sr = sample.sr.clone();
         assert_eq!(found_with(&sample, &options), []);
         sample.vm_mut().vgpus.push("OpaqueRef:gpu".into());
         sample.vm_mut().attached_pcis.push("OpaqueRef:pci".into());

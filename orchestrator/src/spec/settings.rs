@@ -254,6 +254,8 @@ pub(super) const RUN: &[Setting<RunOptions>] = &[
         Some(v.parsed(path)?)),
     setting!("summary_json", "", "a path", "file for the summary as JSON", |o, v| o.summary_json =
         Some(v.parsed(path)?)),
+    setting!("metrics", "", "a path", "file for the results as metrics", |o, v| o.metrics =
+        Some(v.parsed(path)?)),
 ];
 
 fn cbt(raw: &Raw) -> Result<CbtMode, String> {

@@ -3,8 +3,10 @@
 //! Pure: the facts come in, the exit code, the JSON form and the text for a mail go out. Promises: a VM without a new
 //! restore point is never part of "all fine"; the JSON form only grows within a version.
 
+mod metrics;
 mod text;
 
+pub use metrics::metrics;
 pub use text::text;
 
 use crate::error::Kind;
@@ -151,8 +153,12 @@ pub struct DiskRow {
     pub cause: String,
     /// Why, in words.
     pub reason: String,
-    /// Bytes that were read.
+    /// Bytes that were read, audits included.
     pub read: u64,
+    /// Of these, bytes that were read only to check change tracking.
+    pub audited: u64,
+    /// Of these, bytes that tracking had missed.
+    pub mismatched: u64,
     /// Bytes that were added to the store, compressed.
     pub stored: u64,
 }
@@ -324,7 +330,7 @@ mod tests {
                 r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0},"read":3,"stored":2,"#,
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
-                r#""read":3,"stored":2}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""read":3,"audited":0,"mismatched":0,"stored":2}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );

@@ -138,6 +138,8 @@ classes! {
         blocked_operations: StringMap = "blocked_operations",
         tags: Vec<String> = "tags",
         suspend_vdi: Ref<Vdi> = "suspend_VDI",
+        /// Where its memory goes when it is suspended; null for the pool's choice.
+        suspend_sr: Ref<Sr> = "suspend_SR",
         generation_id: String = "generation_id",
         has_vendor_device: bool = "has_vendor_device",
     }

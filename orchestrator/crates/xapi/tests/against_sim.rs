@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use xapi::{
-    Client, Credentials, Event, Kind, MemoryLimits, Network, Operation, Options, PowerState, Protocol, Ref,
-    Secret, Sr, Upload, Uuid, VbdCreate, VbdMode, VbdType, Vdi, VdiCreate, VdiType, VifCreate, Vm,
+    Client, Credentials, Effect, Event, Kind, MemoryLimits, Network, Operation, Options, PowerState,
+    Protocol, Ref, Secret, Sr, Upload, Uuid, VbdCreate, VbdMode, VbdType, Vdi, VdiCreate, VdiType, VifCreate,
+    Vm,
 };
 use xapi_sim::{Config, LabClient, Simulator};
 
@@ -23,10 +24,15 @@ struct Lab {
 
 impl Lab {
     async fn start(flavour: &str, json: bool) -> Self {
+        Self::with(flavour, json, 1).await
+    }
+
+    async fn with(flavour: &str, json: bool, hosts: usize) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let mut config = Config::new(folder.path());
         config.flavour = xapi_sim::Flavour::by_name(flavour).expect("a release");
         config.json &= json;
+        config.hosts = hosts;
         config.data_destroy_wait = Duration::from_millis(100);
         let simulator = Simulator::start(config).await.expect("simulator");
         let lab = LabClient::new(simulator.ports().lab);
@@ -407,5 +413,63 @@ async fn a_raw_image_is_written_into_a_disk() {
     let path = format!("/lab/vdi/{uuid}?offset=0&length={}", image.len());
     let read = tokio::task::block_in_place(|| lab.lab.bytes("GET", &path, &[])).expect("read");
     assert!(read == image, "the disk differs");
+    client.close().await.expect("logout");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_changes_in_the_middle_is_followed() {
+    let lab = Lab::with("xcp-8.3", true, 2).await;
+    let client = lab.client().await;
+    client.learn_pool().await.expect("members");
+    let (vm, disks) = lab.sample(&client, true, false).await;
+    // Tasks wait until they are told to run.
+    lab.ask("POST", "/lab/step?on=1", None);
+    let while_waiting = async |fate: &str| {
+        while lab.ask("GET", "/lab/step", None)["waiting"].as_array().is_none_or(Vec::is_empty) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        lab.ask("POST", fate, None);
+        lab.ask("POST", "/lab/step", None);
+    };
+
+    // The task goes on when the session of its client ends.
+    let (snapshot, ()) =
+        tokio::join!(client.vm_snapshot(&vm, "first", &[]), while_waiting("/lab/sessions/drop"));
+    assert!(client.get_record(&snapshot.expect("taken")).await.expect("there").is_a_snapshot);
+
+    // Another master has never heard of the task.
+    let (outcome, ()) = tokio::join!(client.vm_snapshot(&vm, "second", &[]), while_waiting("/lab/master"));
+    let error = outcome.expect_err("forgotten");
+    assert_eq!((error.kind(), error.effect()), (&Kind::Lost, Effect::Unknown), "{error}");
+    assert!(client.endpoint().await.address().starts_with("127.0.0.2:"));
+    client.vdi_resize(&disks[0], 8 << 20).await.expect("a change, at the new master");
+    client.close().await.expect("logout");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_survives_lost_doubled_and_silent_events() {
+    let lab = Lab::start("xcp-8.3", true).await;
+    let mut options = lab.options();
+    options.timeouts.event = Duration::from_millis(300);
+    let client = Client::connect(options).await.expect("login");
+    let (vm, _) = lab.sample(&client, false, false).await;
+    let mut count = 0;
+    for fault in [
+        json!({"method": "event.from", "lose_events": 100}),
+        json!({"method": "event.from", "double_events": true, "count": 100}),
+        json!({"method": "event.from", "error": ["EVENTS_LOST"], "count": 3}),
+        json!({"method": "event.from", "drop": true, "count": 2}),
+    ] {
+        lab.fault(json!({"clear": true}));
+        lab.fault(fault.clone());
+        count += 1;
+        let name = format!("web{count}");
+        let renamed = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.set_name_label(&vm, &name).await.expect("renamed");
+        };
+        let (waited, ()) = tokio::join!(client.wait_vm(&vm, |vm| vm.name_label == name, MINUTE), renamed);
+        waited.unwrap_or_else(|error| panic!("{fault}: {error}"));
+    }
     client.close().await.expect("logout");
 }

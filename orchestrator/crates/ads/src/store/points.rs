@@ -106,6 +106,10 @@ pub struct PointDisk {
     pub counts: wire::DiskCounts,
     /// The VDI in the pool to list the next changes from.
     pub reference: Option<String>,
+    /// The point that this disk's changes were listed or compared against; of points of version 1 the point's own
+    /// base.
+    #[serde(default)]
+    pub base: Option<PointId>,
     /// Earlier points whose content of this disk is in doubt: they were made by a tracking that this job's audit
     /// caught forgetting writes.
     #[serde(default)]

@@ -159,6 +159,7 @@ pub fn point(store: &Store, vm: &str, created: &str, trees: &[Tree]) -> RestoreP
         cause: "first-backup".into(),
         counts: wire::DiskCounts::default(),
         reference: None,
+        base: None,
         suspect: Vec::new(),
     });
     RestorePoint {

@@ -10,7 +10,7 @@ use crate::operation::Operation;
 use crate::rpc::value::{NULL, Value};
 use crate::sim::{Context, Sim};
 use crate::storage::backend::Role;
-use crate::storage::{disk, space, sr, vdi};
+use crate::storage::{chain, disk, space, sr, vdi};
 use crate::store::db::Db;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -62,7 +62,8 @@ async fn save_memory(context: &Context, vm: &str) -> Outcome<String> {
         Ok((suspend_sr(&s.db, vm)?, memory, s.db.text("VM", vm, "uuid")))
     })?;
     // What the toolstack reserves: memory with a fifth and a twentieth more, and 100 MiB (`Xapi_xenops.suspend`).
-    let size = memory / 100 * 126 + (100 << 20);
+    // VHD repositories round it up to whole blocks.
+    let size = (memory / 100 * 126 + (100 << 20)).next_multiple_of(chain::BLOCK);
     let mut record =
         create::disk_record(&repository, i64::try_from(size).unwrap_or(i64::MAX), "Suspend image");
     record.insert("name_description".into(), Value::text("Suspend image"));
