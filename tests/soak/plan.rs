@@ -237,7 +237,7 @@ impl Plan {
             busy: draw.once_in(3).then(|| draw.bits()),
             trouble,
             reconcile: draw.once_in(2),
-            clock_back: None,
+            clock_back: draw.once_in(15).then(|| draw.index(all)),
         }
     }
 
