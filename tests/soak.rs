@@ -49,6 +49,8 @@ struct Soak {
     model: Model,
     /// Uuids, the master's first.
     hosts: Vec<String>,
+    /// Number of the first entry of the simulator's log that was not read.
+    next: u64,
     checks: Checks,
     counts: Counts,
     /// Whether a run died or failed since the last clean-up: there may be leftovers.
@@ -101,7 +103,7 @@ impl Soak {
         let admin = Admin::new(&lab.ports);
         let hosts = hosts_of(&admin);
         let model = Model::new(admin, seed ^ USERS_STREAM, VMS, tracks);
-        Some(Self { lab, model, hosts, checks, counts: Counts::default(), dirty: false })
+        Some(Self { lab, model, hosts, next: 0, checks, counts: Counts::default(), dirty: false })
     }
 
     /// Rounds until there were so many jobs, and the end.
@@ -141,7 +143,7 @@ impl Soak {
             }
         };
         self.checks.expect(&mut self.model, &plan.vms, plan.exclude);
-        let ended = execute(&self.lab, &mut self.model, &self.hosts, &plan, more)?;
+        let ended = execute(&self.lab, &mut self.model, &self.hosts, &mut self.next, &plan, more)?;
         self.count(&plan, &ended);
         self.judge(&plan, &ended)?;
         self.checks.compare(&ended)?;

@@ -80,37 +80,42 @@ impl Checks {
 
     /// Compares every restore point that was not there before.
     pub(super) fn compare(&mut self, ended: &Ended) -> Result<(), String> {
-        if !self.store.exists() {
-            return Ok(());
-        }
-        let store = Store::open(&self.store).map_err(|error| format!("open the store: {error}"))?;
-        let all = store.points().map_err(|error| format!("list restore points: {error}"))?;
-        if let Some(damaged) = all.damaged.first() {
-            return Err(format!("{}: {}", damaged.path.display(), damaged.reason));
-        }
-        if let Some(pack) = store.skipped_packs().first() {
-            return Err(format!("a pack cannot be used: {pack:?}"));
-        }
         self.note_superseded(ended);
-        let mut found = BTreeSet::new();
-        for stored in &all.points {
-            if self.seen.insert(stored.id) {
-                self.point(&store, stored, ended).map_err(|what| {
-                    format!(
-                        "restore point {} of {}: {what}\n{}",
-                        stored.id,
-                        stored.point.vm.name,
-                        ended.text()
-                    )
-                })?;
+        let fresh = self.fresh()?;
+        if !fresh.is_empty() {
+            let store = Store::open(&self.store).map_err(|error| format!("open the store: {error}"))?;
+            if let Some(pack) = store.skipped_packs().first() {
+                return Err(format!("a pack cannot be used: {pack:?}"));
             }
-            found.insert(stored.id.to_string());
+            for id in fresh {
+                let stored = store.point(id).map_err(|error| format!("read a restore point: {error}"))?;
+                self.point(&store, &stored, ended).map_err(|what| {
+                    format!("restore point {id} of {}: {what}\n{}", stored.point.vm.name, ended.text())
+                })?;
+                self.seen.insert(id);
+            }
         }
+        let is_there = |point: &str| point.parse().is_ok_and(|id| self.seen.contains(&id));
         let said = ended.all("job-done").filter_map(|job| job["point"].as_str());
-        match said.into_iter().find(|point| !found.contains(*point)) {
+        match said.into_iter().find(|point| !is_there(point)) {
             Some(point) => Err(format!("job done, but restore point {point} is not in the store")),
             None => Ok(()),
         }
+    }
+
+    /// Restore points that were not there before.
+    fn fresh(&self) -> Result<Vec<PointId>, String> {
+        let Ok(files) = std::fs::read_dir(self.store.join("points")) else { return Ok(Vec::new()) };
+        let mut fresh = Vec::new();
+        for file in files {
+            let path = file.map_err(|error| format!("list restore points: {error}"))?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let id = name.parse().map_err(|_| format!("{} is no restore point", path.display()))?;
+            if !self.seen.contains(&id) {
+                fresh.push(id);
+            }
+        }
+        Ok(fresh)
     }
 
     /// A job that cannot ask for the references that it replaces says so and leaves them to the next one.

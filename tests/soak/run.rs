@@ -46,7 +46,9 @@ struct Running<'a> {
     model: &'a mut Model,
     plan: &'a Plan,
     child: Child,
-    since: u64,
+    /// What the simulator logged, and the number of the next entry.
+    log: Vec<Value>,
+    next: &'a mut u64,
     events: Vec<Value>,
     killed: bool,
     struck: bool,
@@ -54,7 +56,7 @@ struct Running<'a> {
     hosts: &'a [String],
 }
 
-/// Does one run.
+/// Does one run. `next` is the number of the first entry of the simulator's log that nobody has read.
 ///
 /// # Errors
 /// A run that does not end, or prints what is no event.
@@ -62,10 +64,10 @@ pub(super) fn execute(
     lab: &Lab,
     model: &mut Model,
     hosts: &[String],
+    next: &mut u64,
     plan: &Plan,
     more: &[&str],
 ) -> Result<Ended, String> {
-    let since = model.admin().log_since(0).last().and_then(|entry| entry["seq"].as_u64()).unwrap_or(0) + 1;
     if let Trouble::Calls(_, fault) | Trouble::Frozen(fault) = &plan.trouble {
         model.admin().lab("POST", "/lab/faults", Some(fault));
     }
@@ -92,7 +94,8 @@ pub(super) fn execute(
         model,
         plan,
         child,
-        since,
+        log: Vec::new(),
+        next,
         events: Vec::new(),
         killed: false,
         struck: false,
@@ -101,12 +104,13 @@ pub(super) fn execute(
     };
     let status = running.follow(&lines)?;
     running.settle();
+    running.read_log();
     Ok(Ended {
         code: status.code().unwrap_or(-1),
         events: std::mem::take(&mut running.events),
         killed: running.killed,
         struck: running.struck,
-        log: running.model.admin().log_since(since),
+        log: std::mem::take(&mut running.log),
         stderr: std::fs::read_to_string(&stderr).unwrap_or_default(),
     })
 }
@@ -177,10 +181,22 @@ impl Running<'_> {
 
     /// It printed nothing for a while.
     fn look(&mut self) {
-        let waits = matches!(self.plan.trouble, Trouble::Frozen(_)) && !self.killed;
-        if waits && self.model.admin().log_since(self.since).iter().any(|entry| entry["kind"] == "frozen") {
-            self.kill();
+        if matches!(self.plan.trouble, Trouble::Frozen(_)) && !self.killed {
+            let seen = self.log.len();
+            self.read_log();
+            if self.log[seen..].iter().any(|entry| entry["kind"] == "frozen") {
+                self.kill();
+            }
         }
+    }
+
+    /// Takes in what the simulator logged since the last look.
+    fn read_log(&mut self) {
+        let entries = self.model.admin().log_since(*self.next);
+        if let Some(last) = entries.last().and_then(|entry| entry["seq"].as_u64()) {
+            *self.next = last + 1;
+        }
+        self.log.extend(entries);
     }
 
     fn strike(&mut self, path: &str) {
