@@ -10,3 +10,4 @@ mod jobs;
 mod plan;
 mod pools;
 mod preflight;
+mod soak;

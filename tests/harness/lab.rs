@@ -138,6 +138,12 @@ impl Lab {
         self.path("state").join("store")
     }
 
+    /// Leaves everything on disk when the test ends, for whoever looks into its failure. Gives the directory.
+    pub fn keep(&mut self) -> &Path {
+        self.dir.disable_cleanup(true);
+        self.dir.path()
+    }
+
     /// Runs `abd --json` to its end.
     pub fn abd(&self, arguments: &[&str]) -> Output {
         self.spawn(arguments).finish()

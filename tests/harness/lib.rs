@@ -5,10 +5,18 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod content;
+mod digest;
+mod draw;
 mod lab;
+mod model;
 mod run;
 
+pub use admin::Admin;
 pub use content::{noise, text};
+pub use digest::SparseDigest;
+pub use draw::Draw;
 pub use lab::{Lab, Options, Vm};
+pub use model::{Expected, Model, POSITIONS, list};
 pub use run::{Output, Running};
