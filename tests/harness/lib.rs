@@ -1,14 +1,20 @@
 //! What the end-to-end tests share: a simulated pool of their own, the built `abd`, and disks with known content.
 //!
 //! The programs come from the environment that `scripts/test` sets: `ABD_BIN`, `ABD_SIM_BIN`, `ABD_IMAGE_DIR`.
-//! Without them a test says why it is skipped.
+//! Without the programs a test says why it is skipped; the image is needed
+//! by labs whose delegates are guests.
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod content;
+mod inventory;
 mod lab;
 mod run;
+mod stored;
 
+pub use api::Api;
 pub use content::{noise, text};
-pub use lab::{Lab, Options, Vm};
+pub use inventory::Inventory;
+pub use lab::{Delegates, Lab, Options, Vm};
 pub use run::{Output, Running};
