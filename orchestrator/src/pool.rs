@@ -2,10 +2,13 @@
 
 use crate::config::{PoolConfig, State};
 use crate::error::{Context, Error, Kind, Result};
+use base64::Engine as _;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use xapi::{Client, Credentials, Endpoint, Fingerprint, Host, Network, Pif, Ref, Vm};
+use xapi::{
+    Call, Client, Credentials, Endpoint, Fingerprint, Host, Network, Observer, Pif, Ref, Verdict, Vm,
+};
 
 /// `other_config` key that names the job an object belongs to.
 pub const TAG_JOB: &str = "abd:job";
@@ -36,7 +39,23 @@ impl Pool {
     /// # Errors
     /// By kind: unreachable, certificate, credentials; [`Kind::Failed`] if another pool answers.
     pub async fn connect(state: &State, config: PoolConfig) -> Result<Self> {
-        let client = connect(&config).await.context(|| format!("pool '{}'", config.name))?;
+        Self::connect_observed(state, config, None).await
+    }
+
+    /// The same, with a session in which every call that changes something is refused before it is sent.
+    ///
+    /// # Errors
+    /// As [`Pool::connect`].
+    pub async fn connect_read_only(state: &State, config: PoolConfig) -> Result<Self> {
+        Self::connect_observed(state, config, Some(Arc::new(ReadOnly))).await
+    }
+
+    async fn connect_observed(
+        state: &State,
+        config: PoolConfig,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Self> {
+        let client = connect(&config, observer).await.context(|| format!("pool '{}'", config.name))?;
         let found = client.pool().await.context(|| format!("pool '{}'", config.name));
         match found {
             Ok((_, record)) if record.uuid.as_str() == config.uuid => {
@@ -156,14 +175,26 @@ impl Pool {
     }
 }
 
+/// Refuses what changes something: for commands that only look.
+struct ReadOnly;
+
+impl Observer for ReadOnly {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        match call.mutating {
+            false => Verdict::Proceed,
+            true => Verdict::Refuse("this command changes nothing".into()),
+        }
+    }
+}
+
 /// Opens a session with the recorded certificates.
-async fn connect(config: &PoolConfig) -> Result<Client> {
+async fn connect(config: &PoolConfig, observer: Option<Arc<dyn Observer>>) -> Result<Client> {
     let endpoint = parse_endpoint(&config.endpoint)?;
     let credentials = match endpoint {
         Endpoint::Unix(_) => Credentials::Local,
         _ => Credentials::Password { user: config.user.clone(), password: config.password()? },
     };
-    connect_with(endpoint, credentials, &config.certificates).await
+    connect_with(endpoint, credentials, &config.certificates, observer).await
 }
 
 /// Opens a session with the given certificates.
@@ -174,6 +205,7 @@ pub async fn connect_with(
     endpoint: Endpoint,
     credentials: Credentials,
     certificates: &BTreeMap<String, String>,
+    observer: Option<Arc<dyn Observer>>,
 ) -> Result<Client> {
     let mut pins = BTreeMap::new();
     for (address, text) in certificates {
@@ -188,7 +220,15 @@ pub async fn connect_with(
     }
     let mut options = xapi::Options::new(endpoint, credentials);
     options.pins = Arc::new(pins);
+    options.observer = observer;
     Ok(Client::connect(options).await?)
+}
+
+/// The bytes of the first certificate in PEM text.
+pub(crate) fn pem_to_der(pem: &str) -> Option<Vec<u8>> {
+    let body = pem.split_once("-----BEGIN CERTIFICATE-----")?.1.split_once("-----END CERTIFICATE-----")?.0;
+    let packed: String = body.split_whitespace().collect();
+    base64::engine::general_purpose::STANDARD.decode(packed).ok()
 }
 
 /// Reads an endpoint.

@@ -312,10 +312,14 @@ fn summary_text(summary: &JobSummary) -> String {
     for disk in &summary.disks {
         let counts = &disk.counts;
         let line = if summary.kind == "backup" {
+            let read = ByteCount::new(counts.moved.get().saturating_sub(counts.audited.get()));
+            let audit = match counts.audited.get() {
+                0 => String::new(),
+                _ => format!(", {} audited", counts.audited),
+            };
             format!(
-                "{}: {} of {} read ({}), {} new, {} stored",
+                "{}: {read} of {} read ({}){audit}, {} new, {} stored",
                 disk.name,
-                counts.moved,
                 ByteCount::new(disk.size),
                 disk.mode,
                 counts.shipped,

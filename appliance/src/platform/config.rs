@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::xenstore::{self, XenStore};
 use wire::KEY_PREFIX;
 
-/// The version of these keys that we understand.
-pub const VERSION: u32 = 1;
+/// The version of these keys that we understand: orchestrator and appliance are built together.
+pub const VERSION: u16 = wire::PROTOCOL_VERSION;
 /// Addresses of the orchestrator that are tried.
 pub const URLS_MAX: usize = 8;
 /// Network cards that are configured: XenServer gives a VM at most seven.
@@ -22,7 +22,7 @@ const MTU: std::ops::RangeInclusive<u32> = 576..=9216;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootConfig {
     /// Version of the keys: [`VERSION`].
-    pub version: u32,
+    pub version: u16,
     /// The job's uuid, lower case.
     pub job: String,
     /// Where the orchestrator listens, in the order to try.

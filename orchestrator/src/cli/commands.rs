@@ -5,6 +5,7 @@ use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
 use crate::report::Event;
+use crate::spec::JobOptions;
 use crate::{catalog, doctor, reconcile};
 use serde_json::json;
 
@@ -34,12 +35,15 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
                 .map_err(|error| Error::new(Kind::Failed, "the check was stopped").because(error))?
         }
         Command::Reconcile { pool } => reconcile_command(session, pool.as_deref()).await,
-        Command::Doctor { pool } => {
+        Command::Doctor { vms, pool, strict } => {
             let pools = match pool {
                 Some(name) => vec![session.state.pool(Some(&name))?],
                 None => session.state.pools()?,
             };
-            doctor::run(&session.state, pools, &session.store, &session.report).await
+            let options = JobOptions::default();
+            let request =
+                doctor::Request { pools, store: &session.store, vms: &vms, options: &options, strict };
+            doctor::run(&session.state, request, &session.report).await
         }
     }
 }

@@ -98,11 +98,21 @@ enum Command {
         pool: Option<String>,
     },
     /// Look for what would keep jobs from working. Changes nothing.
-    #[command(after_help = "Example:\n  abd doctor")]
+    ///
+    /// Looks at this machine, the store and each pool, and says of every VM what keeps it from being backed up, or of
+    /// the named ones all there is to say. Every finding has a code; orchestrator/FINDINGS.md explains them.
+    #[command(
+        after_help = "Example:\n  abd doctor\n  abd doctor web01 db01\n  abd --json doctor --strict | jq '.findings[] | select(.level != \"ok\")'"
+    )]
     Doctor {
+        /// VMs, by name or uuid; all of them, in fewer words, where none is named.
+        vms: Vec<String>,
         /// Only this pool.
         #[arg(long)]
         pool: Option<String>,
+        /// Fail on warnings too.
+        #[arg(long)]
+        strict: bool,
     },
 }
 

@@ -3,10 +3,9 @@
 use super::{PoolAddArgs, PoolCommand, Session};
 use crate::config::PoolConfig;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pool::{connect_with, parse_endpoint};
+use crate::pool::{connect_with, parse_endpoint, pem_to_der};
 use crate::reconcile;
 use crate::report::table;
-use base64::Engine as _;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -57,7 +56,7 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
     } else {
         Credentials::Password { user: config.user.clone(), password: config.password()? }
     };
-    let client = connect_with(endpoint, credentials, &config.certificates).await?;
+    let client = connect_with(endpoint, credentials, &config.certificates, None).await?;
     let found = client.pool().await;
     if !local {
         pin_hosts(&client, &mut config.certificates).await;
@@ -101,13 +100,6 @@ async fn pin_hosts(client: &xapi::Client, certificates: &mut BTreeMap<String, St
         let address = Endpoint::Https { host: host.address.clone(), port: HTTPS_PORT }.address();
         certificates.entry(address).or_insert_with(|| pin::Fingerprint::of(&der).to_string());
     }
-}
-
-/// The bytes of the first certificate in PEM text.
-fn pem_to_der(pem: &str) -> Option<Vec<u8>> {
-    let body = pem.split_once("-----BEGIN CERTIFICATE-----")?.1.split_once("-----END CERTIFICATE-----")?.0;
-    let packed: String = body.split_whitespace().collect();
-    base64::engine::general_purpose::STANDARD.decode(packed).ok()
 }
 
 /// The certificate to pin: the one that was named, or the one that a person confirms.

@@ -248,10 +248,14 @@ pub fn read_file(path: &Path) -> Result<RunSpec> {
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    read_text(&path.display().to_string(), &stem, &text)
+    parse_text(&path.display().to_string(), &stem, &text)
 }
 
-fn read_text(file: &str, stem: &str, text: &str) -> Result<RunSpec> {
+/// Reads the text of a job file. `file` is for messages, `stem` is the run's name where the text gives none.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn parse_text(file: &str, stem: &str, text: &str) -> Result<RunSpec> {
     let elsewhere = sections();
     let table = reader::parse(file, text)?;
     let mut top = Top::default();

@@ -6,7 +6,7 @@ use blocks::ByteCount;
 use std::time::Duration;
 
 fn spec(text: &str) -> Result<RunSpec> {
-    read_text("night.toml", "night", text)
+    parse_text("night.toml", "night", text)
 }
 
 /// A file that is complete, with more lines behind it.
@@ -110,7 +110,7 @@ fn the_file_gives_its_name_and_the_defaults_are_those_of_the_types() {
     let spec = with("").expect("valid");
     assert_eq!(spec.name, "night");
     assert_eq!((spec.options, spec.run), (JobOptions::default(), RunOptions::default()));
-    let error = read_text("a b.toml", "a b", "select.names = \"*\"").expect_err("no name");
+    let error = parse_text("a b.toml", "a b", "select.names = \"*\"").expect_err("no name");
     assert!(error.remedy_text().expect("a remedy").contains("name ="), "{}", error.chain());
 }
 

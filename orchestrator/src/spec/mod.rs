@@ -11,7 +11,7 @@ mod settings;
 mod values;
 
 pub use disks::{DiskFacts, DiskFilter, Pattern};
-pub use file::{Key, Override, RunSpec, Selection, keys, read_file};
+pub use file::{Key, Override, RunSpec, Selection, keys, parse_text, read_file};
 pub use values::{parse_duration, parse_percent, parse_rate, parse_size};
 
 use crate::window::Window;

@@ -32,6 +32,7 @@ pub mod rpc;
 mod server;
 mod session;
 mod sim;
+mod step;
 mod storage;
 mod store;
 mod task;
@@ -41,7 +42,7 @@ mod vif;
 mod vm;
 mod writes;
 
-pub use config::Config;
+pub use config::{Coalesce, Config, SrSpec};
 pub use error::Error;
 pub use failure::Failure;
 pub use faults::{Fault, When};

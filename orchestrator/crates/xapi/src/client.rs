@@ -1,214 +1,93 @@
-//! The client: options, the session, and calls.
+//! The client: calls, and what becomes of them while the pool changes under our feet.
+//!
+//! A call is repeated only where that is right: a read always, a change only if it was certainly not executed.
+//! Where the session lives meanwhile is the business of [`crate::session`].
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
-
 use crate::endpoint::Endpoint;
-use crate::error::{Error, Kind, Result};
-use crate::login::{Failure, Link, log_in, rpc};
+use crate::error::{Effect, Error, Kind, Result};
+use crate::login::{Failure, Link, rpc};
 use crate::observer::{Call, Observer, Verdict, is_read};
+use crate::options::{Options, Protocol, Timeouts};
 use crate::record::StringMap;
-use crate::tls::PinLookup;
+use crate::session::{Loss, Sessions};
 use crate::value::Value;
 
-/// Pause before a read is repeated after a broken connection.
-const READ_AGAIN: Duration = Duration::from_secs(1);
+/// How often one call is made again. A master that moves costs two or three: the broken connection, the old session,
+/// a host that is no longer the master. More is a call that breaks the pool, not a pool that changes.
+const REPEAT_LIMIT: u32 = 4;
 
-/// Encoding of calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// JSON-RPC 2.0.
-    Json,
-    /// XML-RPC.
-    Xml,
-}
-
-/// A text that must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-/// Who logs in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credentials {
-    /// A user of the pool.
-    Password {
-        /// Name, often `root`.
-        user: String,
-        /// Password.
-        password: Secret,
-    },
-    /// Whoever may open the Unix socket.
-    Local,
-}
-
-/// How long things may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// To connect, TLS included.
-    pub connect: Duration,
-    /// For a call that only reads.
-    pub call: Duration,
-    /// For a call that changes something, and for its task. Storage can take many minutes.
-    pub operation: Duration,
-    /// For the transfer of a disk or a template.
-    pub transfer: Duration,
-    /// Without progress a transfer ends after this.
-    pub stall: Duration,
-    /// Longest wait for one event, after which the object itself is read: events can be lost.
-    pub event: Duration,
-    /// How long a wait survives an unreachable pool, such as a restarted toolstack.
-    pub outage: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            call: Duration::from_secs(120),
-            operation: Duration::from_secs(3600),
-            transfer: Duration::from_secs(6 * 3600),
-            stall: Duration::from_secs(300),
-            event: Duration::from_secs(30),
-            outage: Duration::from_secs(120),
-        }
-    }
-}
-
-/// How large things may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Reply to a call. All VM records of the largest pools stay below 100 MB.
-    pub reply_bytes: usize,
-    /// Request of a call. XAPI itself takes 300 KiB.
-    pub request_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { reply_bytes: 256 << 20, request_bytes: 300 << 10 }
-    }
-}
-
-/// Everything needed to connect.
-#[derive(Clone)]
-pub struct Options {
-    /// Where to.
-    pub endpoint: Endpoint,
-    /// Who.
-    pub credentials: Credentials,
-    /// Pins of all hosts that may become involved.
-    pub pins: Arc<dyn PinLookup>,
-    /// Sees every call.
-    pub observer: Option<Arc<dyn Observer>>,
-    /// Entries for `other_config` of every task made for this client, to find it after a crash.
-    pub task_tags: StringMap,
-    /// Times.
-    pub timeouts: Timeouts,
-    /// Sizes.
-    pub limits: Limits,
-}
-
-impl Options {
-    /// Without pins, observer and tags, with the default times and limits.
-    pub fn new(endpoint: Endpoint, credentials: Credentials) -> Self {
-        Self {
-            endpoint,
-            credentials,
-            pins: Arc::new(std::collections::BTreeMap::new()),
-            observer: None,
-            task_tags: StringMap::new(),
-            timeouts: Timeouts::default(),
-            limits: Limits::default(),
-        }
-    }
-}
+/// Longest goodbye. The pool ends forgotten sessions by itself after a day.
+const LOGOUT_LIMIT: Duration = Duration::from_secs(20);
 
 /// A session with a pool. Clones share it.
 #[derive(Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client {
+    sessions: Arc<Sessions>,
+    /// Entries for `other_config` of the tasks that this clone starts.
+    task_tags: Arc<StringMap>,
+}
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Client").field(&self.0.options.endpoint).finish()
+        f.debug_tuple("Client").field(&self.options().endpoint).finish()
     }
 }
 
-struct Shared {
-    options: Options,
-    /// The connection; none after the pool ended the session, until the next call logs in.
-    link: Mutex<State>,
-}
-
-enum State {
-    Open(Arc<Link>),
-    /// Lost; this endpoint was the last master.
-    Lost(Endpoint),
-    Closed,
-}
-
 impl Client {
-    /// Logs in, at the master if the endpoint is another member.
+    /// Logs in, at the master if the endpoint is another member, and at one of [`Options::members`] where the
+    /// endpoint does not answer.
     pub async fn connect(options: Options) -> Result<Self> {
-        let link = observed_log_in(&options, &options.endpoint).await?;
-        Ok(Self(Arc::new(Shared { options, link: Mutex::new(State::Open(Arc::new(link))) })))
+        let task_tags = Arc::new(options.task_tags.clone());
+        Ok(Self { sessions: Arc::new(Sessions::open(options).await?), task_tags })
+    }
+
+    /// The same session, with other tags on the tasks that are started through it.
+    #[must_use]
+    pub fn with_task_tags(&self, task_tags: StringMap) -> Self {
+        Self { sessions: self.sessions.clone(), task_tags: Arc::new(task_tags) }
     }
 
     /// Logs out. Calls of any clone fail from now on. Closing twice is no error.
     pub async fn close(&self) -> Result<()> {
-        let state = std::mem::replace(&mut *self.0.link.lock().await, State::Closed);
-        let State::Open(link) = state else { return Ok(()) };
+        let Some(link) = self.sessions.close().await else { return Ok(()) };
         let params = [Value::from(link.session.as_str())];
         let call = Call { method: "session.logout", params: &[], mutating: false };
-        match self.observed(&call, self.exchange(&link, call.method, &params, self.timeouts().call)).await {
+        let timeout = self.timeouts().call.min(LOGOUT_LIMIT);
+        match self.observed(&call, self.exchange(&link, call.method, &params, timeout)).await {
             // The session is gone either way.
-            Err(error) if *error.kind() == Kind::SessionInvalid => Ok(()),
+            Err(error) if matches!(error.kind(), Kind::SessionInvalid | Kind::Slave { .. }) => Ok(()),
             other => other.map(drop),
         }
     }
 
-    /// The master's endpoint.
+    /// The master's endpoint, or where it was last.
     pub async fn endpoint(&self) -> Endpoint {
-        match &*self.0.link.lock().await {
-            State::Open(link) => link.http.endpoint().clone(),
-            State::Lost(endpoint) => endpoint.clone(),
-            State::Closed => self.0.options.endpoint.clone(),
-        }
+        self.sessions.endpoint().await
     }
 
     /// The encoding in use; none while there is no session.
     pub async fn protocol(&self) -> Option<Protocol> {
-        match &*self.0.link.lock().await {
-            State::Open(link) => Some(link.protocol),
-            _ => None,
-        }
+        self.sessions.protocol().await
     }
 
     pub(crate) fn options(&self) -> &Options {
-        &self.0.options
+        self.sessions.options()
     }
 
     pub(crate) fn timeouts(&self) -> Timeouts {
-        self.0.options.timeouts
+        self.options().timeouts
+    }
+
+    pub(crate) fn task_tags(&self) -> &StringMap {
+        &self.task_tags
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Makes a call. The session is put before `params`.
@@ -217,24 +96,19 @@ impl Client {
         // Listing the changes of a large disk reads its log from the storage.
         let quick = is_read(method) && method != "VDI.list_changed_blocks";
         let timeout = if quick { timeouts.call } else { timeouts.operation };
-        self.call_within(method, params, timeout).await
-    }
-
-    pub(crate) async fn call_within(
-        &self,
-        method: &str,
-        params: Vec<Value>,
-        timeout: Duration,
-    ) -> Result<Value> {
         let call = Call { method, params: &params, mutating: !is_read(method) };
-        self.observed(&call, self.call_on_link(method, Arguments::Given(&params), timeout)).await
+        let arguments = |link: &Link| {
+            let session = Value::from(link.session.as_str());
+            std::iter::once(session).chain(params.iter().cloned()).collect()
+        };
+        self.observed(&call, self.over_links(method, arguments, timeout)).await
     }
 
     /// A call about the session it is made with. The session is no parameter that an observer may see.
     pub(crate) async fn call_on_own_session(&self, method: &str) -> Result<Value> {
         let call = Call { method, params: &[], mutating: !is_read(method) };
-        let arguments = Arguments::OwnSession;
-        self.observed(&call, self.call_on_link(method, arguments, self.timeouts().call)).await
+        let arguments = |link: &Link| vec![link.session.as_str().into(), link.session.as_str().into()];
+        self.observed(&call, self.over_links(method, arguments, self.timeouts().call)).await
     }
 
     /// Runs something under the observer's eyes.
@@ -243,100 +117,79 @@ impl Client {
         call: &Call<'_>,
         work: impl Future<Output = Result<Value>>,
     ) -> Result<Value> {
-        observe(self.0.options.observer.as_deref(), call, work).await
+        observe(self.options().observer.as_deref(), call, work).await
     }
 
-    async fn call_on_link(&self, method: &str, arguments: Arguments<'_>, timeout: Duration) -> Result<Value> {
-        let link = self.link().await?;
-        let error = match self.exchange(&link, method, &arguments.for_link(&link), timeout).await {
-            Err(error) => error,
-            done => return done,
-        };
-        match error.kind() {
-            Kind::SessionInvalid => self.forget(&link).await,
-            Kind::Unreachable if is_read(method) => tokio::time::sleep(READ_AGAIN).await,
-            _ => return Err(error),
-        }
-        if !is_read(method) {
-            return Err(error);
-        }
-        let link = self.link().await?;
-        self.exchange(&link, method, &arguments.for_link(&link), timeout).await
-    }
-
-    /// The connection, with a fresh session if the old one was lost.
+    /// The connection; waits out an outage.
     pub(crate) async fn link(&self) -> Result<Arc<Link>> {
-        let mut state = self.0.link.lock().await;
-        match &*state {
-            State::Open(link) => Ok(link.clone()),
-            State::Lost(endpoint) => {
-                let link = Arc::new(observed_log_in(&self.0.options, endpoint).await?);
-                *state = State::Open(link.clone());
-                Ok(link)
+        self.sessions.link().await
+    }
+
+    /// Makes a call over the link of the day. `arguments` gives all parameters for a link.
+    pub(crate) async fn over_links(
+        &self,
+        method: &str,
+        mut arguments: impl FnMut(&Link) -> Vec<Value>,
+        timeout: Duration,
+    ) -> Result<Value> {
+        let mut repeats = 0;
+        loop {
+            let link = self.link().await.map_err(|error| error.with_method(method))?;
+            let asked = Instant::now();
+            let error = match self.exchange(&link, method, &arguments(&link), timeout).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let Some(loss) = Loss::of(&error, asked) else { return Err(error) };
+            self.sessions.lose(&link, loss).await;
+            let may_repeat = is_read(method) || error.is_certainly_not_executed();
+            if !may_repeat || repeats == REPEAT_LIMIT {
+                return Err(error);
             }
-            State::Closed => Err(Error::new(Kind::SessionInvalid, "", "this client is closed")),
+            tracing::debug!(method, "made again: {error}");
+            repeats += 1;
         }
     }
 
-    /// Drops a session that the pool ended, unless another call has replaced it already.
-    async fn forget(&self, lost: &Arc<Link>) {
-        let mut state = self.0.link.lock().await;
-        if matches!(&*state, State::Open(link) if Arc::ptr_eq(link, lost)) {
-            *state = State::Lost(lost.http.endpoint().clone());
-        }
-    }
-
-    async fn exchange(
+    /// One request and its answer. Says of refusals that come before any execution that they do.
+    pub(crate) async fn exchange(
         &self,
         link: &Link,
         method: &str,
         params: &[Value],
         timeout: Duration,
     ) -> Result<Value> {
-        let limits = self.0.options.limits;
-        let limits = (limits.reply_bytes, limits.request_bytes);
-        let outcome = rpc(&link.http, link.protocol, method, params, timeout, limits).await;
-        outcome.map_err(|(Failure::Error(error) | Failure::NotSpoken(error))| error.without(&link.session))
+        exchange(self.options(), link, method, params, timeout).await
     }
 }
 
-/// What follows the session in a call's parameters.
-#[derive(Clone, Copy)]
-enum Arguments<'a> {
-    /// These.
-    Given(&'a [Value]),
-    /// The session once more, as the object that the call is about.
-    OwnSession,
+/// One request and its answer.
+///
+/// XAPI checks the session before it looks at anything else: `SESSION_INVALID` about our own session and
+/// `HOST_IS_SLAVE` mean that nothing was done, and a host that starts refuses every call with `HOST_STILL_BOOTING`.
+/// The same codes inside a task, or about another session, are failures of the operation itself.
+pub(crate) async fn exchange(
+    options: &Options,
+    link: &Link,
+    method: &str,
+    params: &[Value],
+    timeout: Duration,
+) -> Result<Value> {
+    let limits = (options.limits.reply_bytes, options.limits.request_bytes);
+    let outcome = rpc(&link.http, link.protocol, method, params, timeout, limits).await;
+    outcome.map_err(|(Failure::Error(error) | Failure::NotSpoken(error))| {
+        let ours = error.params().first().is_some_and(|session| *session == link.session);
+        let turned_away = match error.code() {
+            "SESSION_INVALID" => ours,
+            "HOST_IS_SLAVE" | "HOST_STILL_BOOTING" => true,
+            _ => false,
+        };
+        let error = if turned_away { error.with_effect(Effect::None) } else { error };
+        error.without(&link.session)
+    })
 }
 
-impl Arguments<'_> {
-    /// All parameters of a call over this link.
-    fn for_link(self, link: &Link) -> Vec<Value> {
-        let session = Value::from(link.session.as_str());
-        match self {
-            Self::OwnSession => vec![session.clone(), session],
-            Self::Given(params) => std::iter::once(session).chain(params.iter().cloned()).collect(),
-        }
-    }
-}
-
-async fn observed_log_in(options: &Options, endpoint: &Endpoint) -> Result<Link> {
-    let user = match &options.credentials {
-        Credentials::Password { user, .. } => user.as_str(),
-        Credentials::Local => "",
-    };
-    let params = [Value::from(user)];
-    let call = Call { method: "session.login_with_password", params: &params, mutating: false };
-    let mut link = None;
-    let work = async {
-        link = Some(log_in(options, endpoint).await?);
-        Ok(Value::Nil)
-    };
-    observe(options.observer.as_deref(), &call, work).await?;
-    Ok(link.expect("a login that succeeds gives a link"))
-}
-
-async fn observe(
+pub(crate) async fn observe(
     observer: Option<&dyn Observer>,
     call: &Call<'_>,
     work: impl Future<Output = Result<Value>>,

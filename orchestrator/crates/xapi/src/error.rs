@@ -37,7 +37,7 @@ pub enum Kind {
         /// Address of the master.
         master: String,
     },
-    /// The session is gone. The next call logs in again; a change may be sent again.
+    /// The session is gone. The client logs in again and repeats the call; this is what comes of it in the end.
     SessionInvalid,
     /// The object does not exist.
     HandleInvalid,
@@ -63,6 +63,8 @@ pub enum Kind {
     NotSupported,
     /// It took too long.
     Timeout,
+    /// The pool forgot the operation, as it does when its toolstack is restarted: see [`Error::effect`].
+    Lost,
     /// Somebody cancelled the task.
     Cancelled,
     /// The observer refused the call before it was made.
@@ -77,6 +79,17 @@ pub enum Kind {
     Other,
 }
 
+/// What a failed call may have done in the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: it never got there, or was turned away before anybody looked at it. It may be made again.
+    None,
+    /// The pool answers that it failed.
+    Failed,
+    /// Unknown: it may have been done, may still be under way, or never got there.
+    Unknown,
+}
+
 /// A failed call.
 #[derive(thiserror::Error)]
 #[error("{}", self.sentence())]
@@ -87,6 +100,7 @@ struct Inner {
     method: String,
     code: String,
     params: Vec<String>,
+    effect: Effect,
     /// Sentence without the method.
     detail: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
@@ -94,11 +108,19 @@ struct Inner {
 
 impl Error {
     pub(crate) fn new(kind: Kind, method: impl Into<String>, detail: impl Into<String>) -> Self {
+        let effect = match kind {
+            Kind::Unreachable | Kind::Timeout | Kind::Lost | Kind::Protocol | Kind::Limit | Kind::Other => {
+                Effect::Unknown
+            }
+            Kind::Cancelled => Effect::Failed,
+            _ => Effect::None,
+        };
         Self(Box::new(Inner {
             kind,
             method: method.into(),
             code: String::new(),
             params: Vec::new(),
+            effect,
             detail: detail.into(),
             source: None,
         }))
@@ -107,7 +129,8 @@ impl Error {
     /// An error that XAPI reported.
     pub(crate) fn from_xapi(method: &str, code: String, params: Vec<String>) -> Self {
         let (kind, detail) = classify(&code, &params);
-        Self(Box::new(Inner { kind, method: method.to_owned(), code, params, detail, source: None }))
+        let effect = Effect::Failed;
+        Self(Box::new(Inner { kind, method: method.to_owned(), code, params, effect, detail, source: None }))
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
@@ -117,6 +140,11 @@ impl Error {
 
     pub(crate) fn with_method(mut self, method: &str) -> Self {
         self.0.method = method.to_owned();
+        self
+    }
+
+    pub(crate) fn with_effect(mut self, effect: Effect) -> Self {
+        self.0.effect = effect;
         self
     }
 
@@ -152,11 +180,28 @@ impl Error {
         &self.0.params
     }
 
-    /// Whether the same call may succeed later without anybody doing something.
+    /// What the call may have done.
+    pub fn effect(&self) -> Effect {
+        self.0.effect
+    }
+
+    /// Whether the call can be made again even if making it twice would be wrong.
+    pub fn is_certainly_not_executed(&self) -> bool {
+        self.0.effect == Effect::None
+    }
+
+    /// Whether the same call may succeed later without anybody doing something. Where it must not be made twice,
+    /// look at [`effect`](Self::effect) as well.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.0.kind,
-            Kind::InUse | Kind::HostAway | Kind::SessionInvalid | Kind::Unreachable | Kind::Timeout
+            Kind::InUse
+                | Kind::HostAway
+                | Kind::Slave { .. }
+                | Kind::SessionInvalid
+                | Kind::Unreachable
+                | Kind::Timeout
+                | Kind::Lost
         )
     }
 
@@ -182,12 +227,13 @@ impl Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, method, code, params, detail, source } = &*self.0;
+        let Inner { kind, method, code, params, effect, detail, source } = &*self.0;
         f.debug_struct("Error")
             .field("kind", kind)
             .field("method", method)
             .field("code", code)
             .field("params", params)
+            .field("effect", effect)
             .field("detail", detail)
             .field("source", source)
             .finish()

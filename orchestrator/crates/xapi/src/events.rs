@@ -3,6 +3,9 @@
 //! A stream asks when it is polled and holds no task: dropping it ends the request. The first answer lists
 //! every object of the subscription as it is, the following ones list changes. While one waits the connection
 //! is busy, so other calls use another one.
+//!
+//! A token is a place in one master's history. Another master, or the same one after its toolstack was restarted,
+//! may be behind it, and would then say nothing for a long time. So a stream starts over with every new session.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,15 +14,17 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
+use crate::login::Link;
+use crate::observer::Call;
 use crate::record::{Class, Ref, expect, expect_record, words};
 use crate::value::Value;
 
 /// What a call may take longer than the wait it asks for.
 const SLACK: Duration = Duration::from_secs(30);
 
-/// Shortest time between two questions without an answer: a host that answers at once with nothing must not
-/// keep both sides busy.
-const QUIET_GAP: Duration = Duration::from_millis(500);
+/// Shortest time between two questions that bring nothing new: a host that answers at once with nothing, or with
+/// the same again, must not keep both sides busy.
+pub(crate) const QUIET_GAP: Duration = Duration::from_millis(500);
 
 const METHOD: &str = "event.from";
 
@@ -55,7 +60,7 @@ impl Change {
 pub enum Event {
     /// An object is new, different or gone.
     Changed(Change),
-    /// The pool lost its history: forget what you know, everything follows again.
+    /// The pool lost its history, or another master has another one: forget what you know, everything follows again.
     Resync,
 }
 
@@ -65,6 +70,8 @@ pub struct EventStream {
     client: Client,
     classes: Vec<String>,
     token: String,
+    /// The link that gave the token.
+    link: Option<u64>,
     pending: VecDeque<Event>,
 }
 
@@ -73,7 +80,13 @@ impl Client {
     /// before the first [`next`](EventStream::next).
     pub fn events(&self, classes: &[&str]) -> EventStream {
         let classes = classes.iter().map(|class| (*class).to_owned()).collect();
-        EventStream { client: self.clone(), classes, token: String::new(), pending: VecDeque::new() }
+        EventStream {
+            client: self.clone(),
+            classes,
+            token: String::new(),
+            link: None,
+            pending: VecDeque::new(),
+        }
     }
 }
 
@@ -99,25 +112,39 @@ impl EventStream {
     /// Asks once; the pool answers when there is something, or with nothing after `wait`.
     async fn ask(&mut self, wait: Duration) -> Result<()> {
         let classes = self.classes.iter().map(|class| Value::from(class.as_str())).collect();
-        let params = vec![Value::Array(classes), self.token.as_str().into(), wait.as_secs_f64().into()];
+        let params = [Value::Array(classes), self.token.as_str().into(), wait.as_secs_f64().into()];
+        let call = Call { method: METHOD, params: &params, mutating: false };
         let asked = Instant::now();
-        let answer = match self.client.call_within(METHOD, params, wait + SLACK).await {
+        let client = self.client.clone();
+        let (token, pending) = (&mut self.token, &mut self.pending);
+        let arguments = |link: &Link| {
+            if self.link.replace(link.number).is_some_and(|before| before != link.number) && !token.is_empty()
+            {
+                token.clear();
+                pending.push_back(Event::Resync);
+            }
+            let [classes, _, wait] = &params;
+            vec![link.session.as_str().into(), classes.clone(), token.as_str().into(), wait.clone()]
+        };
+        let answer = match client.observed(&call, client.over_links(METHOD, arguments, wait + SLACK)).await {
             Ok(answer) => answer,
             Err(error) if matches!(error.code(), "EVENTS_LOST" | "EVENT_FROM_TOKEN_PARSE_FAILURE") => {
                 self.token.clear();
+                // A host that loses its history every time must not keep us busy.
+                sleep_until(asked + QUIET_GAP.min(wait)).await;
                 self.pending.push_back(Event::Resync);
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
         let bad = |what: &str| Error::new(Kind::Protocol, METHOD, format!("the pool's answer has no {what}"));
-        let token = expect(METHOD, answer.get("token").ok_or_else(|| bad("token"))?)?;
+        let token: String = expect(METHOD, answer.get("token").ok_or_else(|| bad("token"))?)?;
         let events = answer.get("events").and_then(Value::as_array).ok_or_else(|| bad("events"))?;
         let changes = events
             .iter()
             .map(|event| change(event).ok_or_else(|| bad("usable event")))
             .collect::<Result<Vec<_>>>()?;
-        if changes.is_empty() {
+        if changes.is_empty() || token == self.token {
             sleep_until(asked + QUIET_GAP.min(wait)).await;
         }
         self.token = token;

@@ -4,19 +4,12 @@
 //! that cannot see the storage answers 302 at once; the body is held back for a moment to notice that before
 //! megabytes are on their way to the wrong host. Bodies have a length: hosts refuse chunked ones.
 
-use std::io;
-use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Method, Response, Url};
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::client::Client;
 use crate::endpoint::Endpoint;
@@ -25,61 +18,18 @@ use crate::http::{Http, redirect_of};
 use crate::observer::Call;
 use crate::record::{Ref, expect};
 use crate::records::{Sr, Task, TaskStatus, Vdi, Vm};
+use crate::upload::{StopOnDrop, Upload};
 use crate::value::Value;
 use crate::vhd::{Progress, VhdHead, parse};
 
 /// Most redirects that are followed: from the master to a host with the storage it takes one.
 const REDIRECT_LIMIT: usize = 3;
 
-/// How long a body waits for a redirect. A host that takes it costs this much once per transfer.
-const REDIRECT_GRACE: Duration = Duration::from_millis(300);
-
-/// Piece in which a body is sent.
-const PIECE_BYTES: usize = 256 << 10;
-
 /// Most that is read of an answer to an upload; only its first bytes matter.
 const ANSWER_LIMIT: usize = 1 << 20;
 
 /// After a connection broke, the task may still tell why within this time.
 const REASON_WAIT: Duration = Duration::from_secs(10);
-
-type Reader = Pin<Box<dyn AsyncRead + Send + Sync>>;
-type Open = Arc<dyn Fn() -> io::Result<Reader> + Send + Sync>;
-
-/// Contents to send, with their length. They are opened again when a host redirects.
-#[derive(Clone)]
-pub struct Upload {
-    bytes: u64,
-    open: Open,
-}
-
-impl Upload {
-    /// A file as it is now.
-    pub fn file(path: impl Into<PathBuf>) -> Result<Self> {
-        let path = path.into();
-        let failed =
-            |error| Error::new(Kind::Input, "upload", format!("read {}", path.display())).with_source(error);
-        let bytes = std::fs::metadata(&path).map_err(failed)?.len();
-        let open = move || Ok(Box::pin(tokio::fs::File::from_std(std::fs::File::open(&path)?)) as Reader);
-        Ok(Self { bytes, open: Arc::new(open) })
-    }
-
-    /// Bytes in memory.
-    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
-        let bytes: Bytes = bytes.into();
-        let length = bytes.len() as u64;
-        Self { bytes: length, open: Arc::new(move || Ok(Box::pin(io::Cursor::new(bytes.clone())) as Reader)) }
-    }
-
-    /// Anything else of known length. A reader that gives less or more is an error.
-    pub fn reader<R, F>(length: u64, open: F) -> Self
-    where
-        R: AsyncRead + Send + Sync + 'static,
-        F: Fn() -> io::Result<R> + Send + Sync + 'static,
-    {
-        Self { bytes: length, open: Arc::new(move || Ok(Box::pin(open()?) as Reader)) }
-    }
-}
 
 impl Client {
     /// Imports an XVA into a storage repository, the pool's default one if none is given, and gives the VMs
@@ -172,18 +122,12 @@ impl Client {
     ) -> Result<()> {
         let sent = Arc::new(AtomicU64::new(0));
         let body = |stopped: &Arc<AtomicBool>| {
-            let reader = (upload.open)().map_err(|error| {
+            sent.store(0, Ordering::Relaxed);
+            let contents = upload.contents(stopped.clone(), sent.clone(), progress.clone());
+            let contents = contents.map_err(|error| {
                 Error::new(Kind::Input, path, "the contents cannot be opened").with_source(error)
             })?;
-            sent.store(0, Ordering::Relaxed);
-            Ok(Some(Body::wrap(Contents {
-                reader,
-                left: upload.bytes,
-                grace: Some(Box::pin(sleep(REDIRECT_GRACE))),
-                stopped: stopped.clone(),
-                sent: sent.clone(),
-                progress: progress.clone(),
-            })))
+            Ok(Some(Body::wrap(contents)))
         };
         let work = async {
             let (http, mut response, _stop) = self.request(path, Method::PUT, query, task, body).await?;
@@ -199,8 +143,8 @@ impl Client {
                 return done;
             }
             let now = sent.load(Ordering::Relaxed);
-            if now == before && now < upload.bytes {
-                let detail = format!("the pool took no more bytes after {now} of {}", upload.bytes);
+            if now == before && now < upload.length() {
+                let detail = format!("the pool took no more bytes after {now} of {}", upload.length());
                 return Err(Error::new(Kind::Timeout, path, detail));
             }
             before = now;
@@ -322,68 +266,4 @@ fn refused(path: &str, status: u16, body: &[u8]) -> Result<()> {
         _ => Kind::Other,
     };
     Err(Error::new(kind, path, detail))
-}
-
-/// Ends a body when nobody waits for the answer any more. The connection itself would go on sending.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-/// A body of known length that reports its progress.
-struct Contents {
-    reader: Reader,
-    left: u64,
-    grace: Option<Pin<Box<Sleep>>>,
-    stopped: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
-    progress: Arc<dyn Fn(u64) + Send + Sync>,
-}
-
-impl HttpBody for Contents {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = &mut *self;
-        if let Some(grace) = &mut this.grace {
-            ready!(grace.as_mut().poll(cx));
-            this.grace = None;
-        }
-        if this.stopped.load(Ordering::Acquire) {
-            return Poll::Ready(Some(Err(io::Error::other("the transfer was broken off"))));
-        }
-        if this.left == 0 {
-            return Poll::Ready(None);
-        }
-        // One piece at most, so the count fits.
-        let want = this.left.min(PIECE_BYTES as u64) as usize;
-        let mut piece = BytesMut::zeroed(want);
-        let mut buffer = ReadBuf::new(&mut piece);
-        match ready!(this.reader.as_mut().poll_read(cx, &mut buffer)) {
-            Err(error) => return Poll::Ready(Some(Err(error))),
-            Ok(()) if buffer.filled().is_empty() => {
-                let why = format!("the contents end {} bytes too early", this.left);
-                return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))));
-            }
-            Ok(()) => {}
-        }
-        let count = buffer.filled().len();
-        piece.truncate(count);
-        this.left -= count as u64;
-        let sent = this.sent.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
-        (this.progress)(sent);
-        Poll::Ready(Some(Ok(Frame::data(piece.freeze()))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0 && self.grace.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
-use crate::client::{Credentials, Options, Protocol};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::http::{Answer, Http};
+use crate::options::{Credentials, Options, Protocol};
 use crate::value::Value;
 use crate::xml::Reply;
 use crate::{json, xml};
@@ -17,9 +17,6 @@ use crate::{json, xml};
 /// failover in progress.
 const MASTER_LIMIT: usize = 3;
 
-/// Name under which the pool lists our sessions, and counts them apart from those of others.
-const ORIGINATOR: &str = "abd";
-
 const LOGIN: &str = "session.login_with_password";
 
 /// A logged-in connection to a master. Not for debug output: it holds the session.
@@ -27,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) http: Http,
     pub(crate) protocol: Protocol,
     pub(crate) session: String,
+    /// Tells links apart: what one master said of its history means nothing to the next.
+    pub(crate) number: u64,
 }
 
 /// Why an RPC has no result.
@@ -43,7 +42,11 @@ pub(crate) async fn log_in(options: &Options, start: &Endpoint) -> Result<Link> 
         let http =
             Http::new(endpoint.clone(), options.pins.pin(&endpoint.address()), options.timeouts.connect)?;
         match log_in_at(options, &http).await {
-            Ok((protocol, session)) => return Ok(Link { http, protocol, session }),
+            Ok((protocol, session)) => {
+                static NUMBER: AtomicU64 = AtomicU64::new(1);
+                let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+                return Ok(Link { http, protocol, session, number });
+            }
             Err(error) => match error.kind() {
                 Kind::Slave { master } => endpoint = endpoint.master(master),
                 _ => return Err(error),
@@ -68,7 +71,7 @@ async fn log_in_at(options: &Options, http: &Http) -> Result<(Protocol, String)>
             }
         },
     };
-    let mut params = vec![user.into(), password.into(), "1.0".into(), ORIGINATOR.into()];
+    let mut params = vec![user.into(), password.into(), "1.0".into(), options.originator.as_str().into()];
     let limits = (options.limits.reply_bytes, options.limits.request_bytes);
     for protocol in [Protocol::Json, Protocol::Xml] {
         let mut outcome = rpc(http, protocol, LOGIN, &params, options.timeouts.call, limits).await;

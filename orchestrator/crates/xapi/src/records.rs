@@ -109,6 +109,12 @@ classes! {
         vcpus_params: StringMap = "VCPUs_params",
         vbds: Vec<Ref<Vbd>> = "VBDs",
         vifs: Vec<Ref<Vif>> = "VIFs",
+        /// References of USB devices that are passed through. Since XenServer 7.3.
+        vusbs: Vec<String> = "VUSBs",
+        /// References of virtual GPUs.
+        vgpus: Vec<String> = "VGPUs",
+        /// References of PCI devices that are passed through while it runs.
+        attached_pcis: Vec<String> = "attached_PCIs",
         platform: StringMap = "platform",
         hvm_boot_policy: String = "HVM_boot_policy",
         hvm_boot_params: StringMap = "HVM_boot_params",
@@ -255,12 +261,38 @@ classes! {
         mtu: u64 = "MTU",
         management: bool = "management",
         physical: bool = "physical",
+        metrics: Ref<PifMetrics> = "metrics",
         currently_attached: bool = "currently_attached",
         ip_configuration_mode: String = "ip_configuration_mode",
         ip: String = "IP",
         netmask: String = "netmask",
         gateway: String = "gateway",
         ipv6: Vec<String> = "IPv6",
+    }
+
+    /// State of a host's network adapter.
+    PifMetrics = "PIF_metrics" {
+        uuid: Uuid = "uuid",
+        /// Whether its link is up.
+        carrier: bool = "carrier",
+    }
+
+    /// What a kind of storage repository can do.
+    Sm = "SM" {
+        uuid: Uuid = "uuid",
+        /// The kind, as in `SR.type`.
+        kind: String = "type",
+        /// Features such as `VDI_SNAPSHOT` with their versions.
+        features: BTreeMap<String, i64> = "features",
+    }
+
+    /// A certificate that the pool knows. Since XenServer 8.2.
+    Certificate = "Certificate" {
+        uuid: Uuid = "uuid",
+        host: Ref<Host> = "host",
+        /// `host` for the one that clients see; absent on the first releases, which had no other.
+        kind: String = "type",
+        not_after: String = "not_after",
     }
 
     /// A running or finished operation.

@@ -1,19 +1,22 @@
 //! Waiting for a VM or a task by events, with the object itself read now and then in case one was lost.
+//!
+//! An outage of the pool and an ended session are waited out by the calls themselves. A task does not outlive the
+//! toolstack that runs it: what became of its operation is then unknown, which is an error of its own.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::Client;
-use crate::error::{Error, Kind, Result};
-use crate::events::{Event, Operation};
+use crate::error::{Effect, Error, Kind, Result};
+use crate::events::{Event, Operation, QUIET_GAP};
 use crate::record::{Class, Ref};
 use crate::records::{Task, TaskStatus, Vm};
 use crate::value::Value;
 use crate::xml;
 
-/// Pause after the pool could not be reached.
-const OUTAGE_PAUSE: Duration = Duration::from_secs(2);
+/// Time for a last look at the object when the time to wait is over.
+const LAST_LOOK: Duration = Duration::from_secs(10);
 
 impl Client {
     /// Waits until a VM is as wanted. [`Kind::HandleInvalid`] when it ceases to exist, [`Kind::Timeout`]
@@ -28,10 +31,19 @@ impl Client {
     }
 
     /// Waits for the end of a task and gives its result or its error. The task stays: destroy it.
+    /// [`Kind::Lost`] where the pool has forgotten it.
     pub async fn wait_task(&self, task: &Ref<Task>, timeout: Duration) -> Result<Value> {
         let ended = |task: &Task| !matches!(task.status, TaskStatus::Pending | TaskStatus::Cancelling);
-        let task = self.wait_for(task, ended, timeout).await?;
-        outcome(&task)
+        match self.wait_for(task, ended, timeout).await {
+            Ok(task) => outcome(&task),
+            Err(error) if *error.kind() == Kind::HandleInvalid => {
+                let detail = "the pool has forgotten the operation, as it does when its toolstack is restarted; \
+                              whether it was done is not known";
+                Err(Error::new(Kind::Lost, "wait", detail).with_source(error))
+            }
+            // Whatever became of the wait, the operation goes on.
+            Err(error) => Err(error.with_effect(Effect::Unknown)),
+        }
     }
 
     async fn wait_for<T: Class>(
@@ -41,33 +53,26 @@ impl Client {
         timeout: Duration,
     ) -> Result<T> {
         let deadline = Instant::now() + timeout;
-        let mut outage_ends = None;
         let subscription = format!("{}/{reference}", T::NAME.to_ascii_lowercase());
         let mut events = self.events(&[subscription.as_str()]);
         let mut read_now = true;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let step = match read_now {
-                true => self.get_record(reference).await.map(Some),
-                false => self.watch(&mut events, reference, left).await,
-            };
-            match step {
-                Ok(Some(record)) if wanted(&record) => return Ok(record),
-                Ok(Some(_)) => {
-                    read_now = false;
-                    outage_ends = None;
-                }
-                // Silence: an event may have been lost.
-                Ok(None) => read_now = true,
-                Err(error) if matches!(error.kind(), Kind::Unreachable) => {
-                    let ends = *outage_ends.get_or_insert(Instant::now() + self.timeouts().outage);
-                    if Instant::now() >= ends.min(deadline) {
-                        return Err(error);
+            let now = Instant::now();
+            let step = async {
+                match read_now {
+                    true => self.get_record(reference).await.map(Some),
+                    false => {
+                        self.watch(&mut events, reference, deadline.saturating_duration_since(now)).await
                     }
-                    sleep(OUTAGE_PAUSE).await;
-                    read_now = true;
                 }
-                Err(error) => return Err(error),
+            };
+            match timeout_at(deadline.max(now + LAST_LOOK), step).await {
+                Ok(Ok(Some(record))) if wanted(&record) => return Ok(record),
+                Ok(Ok(Some(_))) => read_now = false,
+                // Silence: an event may have been lost.
+                Ok(Ok(None)) => read_now = true,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
             }
             if Instant::now() >= deadline {
                 let detail =
@@ -85,14 +90,21 @@ impl Client {
         left: Duration,
     ) -> Result<Option<T>> {
         let wait = left.min(self.timeouts().event);
-        let Some(Event::Changed(change)) = events.next_within(wait).await? else { return Ok(None) };
+        let change = match events.next_within(wait).await? {
+            Some(Event::Changed(change)) => change,
+            Some(Event::Resync) | None => return Ok(None),
+        };
         if change.reference == reference.as_str() && change.operation == Operation::Del {
             let params = vec![T::NAME.to_owned(), reference.to_string()];
             return Err(Error::from_xapi("wait", "HANDLE_INVALID".to_owned(), params));
         }
         match change.as_record::<T>().transpose()? {
             Some((found, record)) if found == *reference => Ok(Some(record)),
-            _ => Ok(None),
+            // Not what was asked for. The object is read instead, but not as often as the host can talk.
+            _ => {
+                sleep(QUIET_GAP.min(left)).await;
+                Ok(None)
+            }
         }
     }
 }

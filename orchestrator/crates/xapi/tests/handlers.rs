@@ -185,6 +185,143 @@ async fn contents_that_are_too_short_are_noticed() {
 }
 
 #[tokio::test]
+async fn contents_that_are_too_long_never_arrive_whole() {
+    let arrived = Arc::new(AtomicU64::new(0));
+    let count = arrived.clone();
+    let peer = upload_peer(
+        "127.0.0.1:0",
+        import_api(task_record("failure", "", &["IMPORT_ERROR_PREMATURE_EOF"])),
+        move |_, mut stream| {
+            let count = count.clone();
+            async move {
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                count.store(rest.len() as u64, Ordering::SeqCst);
+            }
+        },
+    )
+    .await;
+    let client = client(&peer).await;
+    // A file that grew after it was looked at.
+    let upload = Upload::reader(1000, || Ok(std::io::Cursor::new(vec![1; 1001])));
+    client.import_xva(upload, None, |_| {}).await.expect_err("too long");
+    assert!(arrived.load(Ordering::SeqCst) < 1000, "the host would have taken it for whole");
+}
+
+#[tokio::test]
+async fn a_refusal_in_the_middle_of_a_body_is_told() {
+    let peer = upload_peer(
+        "127.0.0.1:0",
+        import_api(task_record("failure", "", &["RBAC_PERMISSION_DENIED", "http/put_import", ""])),
+        |_, mut stream| async move {
+            // Some of it is taken, then the host has seen enough.
+            let mut some = [0; 100_000];
+            stream.read_exact(&mut some).await.expect("body");
+            let _ = stream
+                .write_all(b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                .await;
+            let _ = stream.shutdown().await;
+        },
+    )
+    .await;
+    let client = client(&peer).await;
+    let error =
+        client.import_xva(Upload::bytes(vec![1; 50_000_000]), None, |_| {}).await.expect_err("refused");
+    assert_eq!((error.kind(), error.code()), (&Kind::Auth, "RBAC_PERMISSION_DENIED"), "{error}");
+}
+
+#[tokio::test]
+async fn a_host_that_takes_no_more_ends_the_transfer() {
+    let mut stalled = peer::options("http://127.0.0.1:1");
+    let peer =
+        upload_peer("127.0.0.1:0", import_api(task_record("pending", "", &[])), |_, stream| async move {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            drop(stream);
+        })
+        .await;
+    stalled.endpoint = peer.url().parse().expect("address");
+    stalled.timeouts.stall = Duration::from_millis(700);
+    let client = xapi::Client::connect(stalled).await.expect("login");
+    let error =
+        client.import_xva(Upload::bytes(vec![1; 50_000_000]), None, |_| {}).await.expect_err("stalled");
+    assert_eq!(error.kind(), &Kind::Timeout, "{error}");
+    assert!(error.to_string().contains("took no more bytes after"), "{error}");
+    // Nobody else would ever end the task.
+    assert!(peer.methods().contains(&"task.cancel".to_owned()), "{:?}", peer.methods());
+}
+
+async fn failing_export(outcome: Json, answer: Vec<u8>) -> xapi::Error {
+    let peer = upload_peer("127.0.0.1:0", import_api(outcome), move |_, mut stream| {
+        let answer = answer.clone();
+        async move {
+            stream.write_all(&answer).await.expect("sent");
+            let _ = stream.shutdown().await;
+        }
+    })
+    .await;
+    let client = client(&peer).await;
+    let error =
+        client.export_vdi_vhd_head(&Ref::from_opaque("OpaqueRef:2"), None).await.expect_err("scripted");
+    assert!(peer.methods().contains(&"task.destroy".to_owned()));
+    error
+}
+
+#[tokio::test]
+async fn an_export_that_breaks_off_is_an_error_with_its_tasks_reason() {
+    let gone = task_record("failure", "", &["VDI_MISSING", "OpaqueRef:sr", "OpaqueRef:2"]);
+    let whole = include_bytes!("fixtures/dynamic-9m-block-2.vhd-head");
+    let cut = [OK_HEAD, &whole[..1000]].concat();
+    assert_eq!(failing_export(gone.clone(), cut.clone()).await.kind(), &Kind::Missing);
+    let short = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nconectix".to_vec();
+    assert_eq!(failing_export(gone.clone(), short).await.kind(), &Kind::Missing);
+    let page = [OK_HEAD, b"HTTP/1.1 500 Internal Server Error\r\n\r\n<html>"].concat();
+    assert_eq!(failing_export(gone, page.clone()).await.kind(), &Kind::Missing);
+    // The task has nothing to say.
+    let well = task_record("success", "", &[]);
+    let error = failing_export(well.clone(), page).await;
+    assert!(error.to_string().contains("breaks off: HTTP/1.1 500 Internal Server Error"), "{error}");
+    let error = failing_export(well, cut).await;
+    assert!(error.to_string().contains("it ends after 1000 bytes"), "{error}");
+    let error = failing_export(
+        task_record("cancelled", "", &[]),
+        b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(),
+    )
+    .await;
+    assert_eq!(error.kind(), &Kind::Cancelled);
+}
+
+#[tokio::test]
+async fn an_export_follows_the_host_with_the_storage() {
+    let master = upload_peer(
+        "127.0.0.1:0",
+        import_api(task_record("failure", "", &["VDI_IO_ERROR", "Broken pipe"])),
+        |head, mut stream| async move {
+            let query = head.lines().next().expect("line").split(' ').nth(1).expect("path").to_owned();
+            let port = stream.local_addr().expect("address").port();
+            let reply = format!(
+                "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.2:{port}{query}\r\ncontent-length: 0\r\n\r\n"
+            );
+            stream.write_all(reply.as_bytes()).await.expect("sent");
+        },
+    )
+    .await;
+    let _storage = upload_peer(
+        &format!("127.0.0.2:{}", master.address.port()),
+        |request| panic!("{request:?}"),
+        |head, mut stream| async move {
+            assert!(head.starts_with("GET /export_raw_vdi?vdi=OpaqueRef%3A2&format=vhd&task_id="), "{head}");
+            stream.write_all(OK_HEAD).await.expect("sent");
+            stream.write_all(include_bytes!("fixtures/dynamic-9m-block-2.vhd-head")).await.expect("sent");
+            let _ = stream.shutdown().await;
+        },
+    )
+    .await;
+    let client = client(&master).await;
+    let head = client.export_vdi_vhd_head(&Ref::from_opaque("OpaqueRef:2"), None).await.expect("a head");
+    assert_eq!(head.blocks, [2]);
+}
+
+#[tokio::test]
 async fn a_vhd_head_is_read_and_the_rest_refused() {
     let sent = Arc::new(AtomicU64::new(0));
     let count = sent.clone();

@@ -3,7 +3,7 @@
 mod peer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn calls_go_out_as_json_on_one_connection() {
     assert_eq!(peer.connections.load(Ordering::SeqCst), 1);
     assert_eq!(peer.methods().last().map(String::as_str), Some("session.logout"));
     let error = client.get_all_records::<Vm>().await.expect_err("closed");
-    assert_eq!(error.to_string(), "this client is closed");
+    assert_eq!(error.to_string(), "VM.get_all_records: this client is closed");
 }
 
 const XML_SESSION: &str = "<methodResponse><params><param><value><struct><member><name>Status</name><value>Success\
@@ -124,39 +124,6 @@ async fn masters_that_name_each_other_end_in_an_error() {
     assert_eq!(error.kind(), &Kind::Unreachable);
     assert!(error.to_string().contains("changing its master"));
     assert_eq!(peer.methods().len(), 4);
-}
-
-#[tokio::test]
-async fn a_lost_session_is_renewed_for_reads_only() {
-    let logins = Arc::new(AtomicUsize::new(0));
-    let count = logins.clone();
-    let peer = Peer::start(json_api(move |method, params| match method {
-        "session.login_with_password" => {
-            let number = count.fetch_add(1, Ordering::SeqCst);
-            Ok(json!(format!("OpaqueRef:session-{number}")))
-        }
-        // Every session is good for one kind of call only.
-        "VM.get_by_name_label" if params[0] == "OpaqueRef:session-0" => {
-            Err(vec!["SESSION_INVALID", "OpaqueRef:session-0"])
-        }
-        "VM.get_by_name_label" => Ok(json!([])),
-        "VM.set_name_label" if params[0] == "OpaqueRef:session-1" => {
-            Err(vec!["SESSION_INVALID", "OpaqueRef:session-1"])
-        }
-        "VM.set_name_label" => Ok(json!("")),
-        other => panic!("{other}"),
-    }))
-    .await;
-    let client = Client::connect(options(&peer.url())).await.expect("login");
-    client.get_by_name_label::<Vm>("x").await.expect("read again with another session");
-    let vm = Ref::from_opaque("OpaqueRef:1");
-    let error = client.set_name_label::<Vm>(&vm, "y").await.expect_err("not sent twice");
-    assert_eq!(error.kind(), &Kind::SessionInvalid);
-    assert!(error.is_retryable());
-    assert!(!format!("{error:?}").contains("session-1"), "{error:?}");
-    client.set_name_label::<Vm>(&vm, "y").await.expect("the caller's second try");
-    assert_eq!(logins.load(Ordering::SeqCst), 3);
-    client.close().await.expect("logout");
 }
 
 #[tokio::test]

@@ -80,14 +80,14 @@ pub struct PointVm {
 /// A restore point's disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointDisk {
-    /// Uuid of the live VDI.
+    /// Uuid of the live VDI; of a memory image its own.
     pub vdi: String,
     /// Its name.
     pub name: String,
     /// What it is to the VM.
     #[serde(default)]
     pub kind: DiskKind,
-    /// Its position on the VM; 0 and without meaning for a memory image.
+    /// Its position on the VM; without meaning for a memory image.
     pub userdevice: u16,
     /// Whether the VM boots from it.
     pub bootable: bool,

@@ -29,6 +29,7 @@ const SHOWN: &[(&str, &[&str])] = &[
             "name_label",
             "SR",
             "type",
+            "managed",
             "virtual_size",
             "is_a_snapshot",
             "snapshot_of",

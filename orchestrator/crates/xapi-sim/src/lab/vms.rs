@@ -5,8 +5,9 @@ use crate::dispatch::run_own;
 use crate::failure::{Failure, Outcome};
 use crate::rpc::value::{NULL, Record, Value};
 use crate::sim::{Context, Sim};
-use crate::storage::{disk, sr, vdi};
-use crate::vm::{create, start::GUEST_KEY};
+use crate::storage::{disk, sr, track, vdi};
+use crate::store::db::Db;
+use crate::vm::{create, metrics::QUIESCE_KEY, start::GUEST_KEY};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,11 @@ struct WantedVm {
     memory: Option<i64>,
     #[serde(default)]
     tags: Vec<String>,
+    /// Whether its agent can quiesce it for a snapshot, where the release has that.
+    #[serde(default)]
+    quiesce: bool,
+    /// Name or uuid of the host it prefers and, when it runs, runs on.
+    host: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -36,12 +42,15 @@ struct WantedDisk {
     /// Absent: the size of the file.
     size: Option<u64>,
     file: Option<PathBuf>,
+    /// Name or uuid of its repository; absent: the pool's default.
+    sr: Option<String>,
 }
 
 /// Makes a VM with its disks; one that runs does so without a process.
 pub(super) async fn create(context: &Context, wanted: serde_json::Value) -> Outcome<serde_json::Value> {
     let wanted: WantedVm = serde_json::from_value(wanted).map_err(|e| bad(e.to_string()))?;
-    let vm = create::create(context, &vm_record(&wanted))?;
+    let host = wanted.host.as_ref().map(|host| context.with(|s| named(&s.db, "host", host))).transpose()?;
+    let vm = create::create(context, &vm_record(&wanted, host.as_deref()))?;
     let mut uuids = Vec::new();
     for (index, disk) in wanted.disks.iter().enumerate() {
         let vdi = add_disk(context, disk, index, &vm).await?;
@@ -55,21 +64,37 @@ pub(super) async fn create(context: &Context, wanted: serde_json::Value) -> Outc
     }
     if wanted.running {
         let no = Value::Bool(false);
-        run_own(context, "VM.start", vec![Value::text(&vm), no.clone(), no]).await?;
+        let vm = Value::text(&vm);
+        match host {
+            None => run_own(context, "VM.start", vec![vm, no.clone(), no]).await?,
+            Some(host) => {
+                run_own(context, "VM.start_on", vec![vm, Value::text(host), no.clone(), no]).await?
+            }
+        };
     }
     let uuid = context.with(|s| s.db.text("VM", &vm, "uuid"));
     Ok(json!({"uuid": uuid, "ref": vm, "vdis": uuids}))
 }
 
-fn vm_record(wanted: &WantedVm) -> Record {
+/// The object of that name or uuid.
+fn named(db: &Db, class: &str, text: &str) -> Outcome<String> {
+    match db.find(class, "name_label", text).into_iter().next() {
+        Some(found) => Ok(found),
+        None => db.by_ref_or_uuid(class, text),
+    }
+}
+
+fn vm_record(wanted: &WantedVm, host: Option<&str>) -> Record {
     let memory = wanted.memory.unwrap_or(DEFAULT_MEMORY);
     let text = |text: &str| Value::text(text);
+    let other =
+        [Some((GUEST_KEY, "none")), wanted.quiesce.then_some((QUIESCE_KEY, "true"))].into_iter().flatten();
     [
         ("name_label", text(&wanted.name)),
         ("name_description", text("sample VM of the lab")),
         ("user_version", Value::Int(1)),
         ("is_a_template", Value::Bool(false)),
-        ("affinity", text(NULL)),
+        ("affinity", text(host.unwrap_or(NULL))),
         ("memory_static_min", Value::Int(memory)),
         ("memory_static_max", Value::Int(memory)),
         ("memory_dynamic_min", Value::Int(memory)),
@@ -94,7 +119,7 @@ fn vm_record(wanted: &WantedVm) -> Record {
             Value::text_map([("acpi", "1"), ("apic", "true"), ("pae", "true"), ("viridian", "false")]),
         ),
         ("PCI_bus", text("")),
-        ("other_config", Value::text_map([(GUEST_KEY, "none")])),
+        ("other_config", Value::text_map(other)),
         ("recommendations", text("")),
         ("tags", Value::texts(wanted.tags.iter().cloned())),
     ]
@@ -145,13 +170,17 @@ async fn add_disk(context: &Context, wanted: &WantedDisk, index: usize, vm: &str
         }
         (None, None) => return Err(bad(format!("disk {} has neither size nor file", wanted.name))),
     };
-    let repository = context.with(|s| sr::default_sr(&s.db))?;
+    let repository = context.with(|s| match &wanted.sr {
+        Some(sr) => named(&s.db, "SR", sr),
+        None => sr::default_sr(&s.db),
+    })?;
     let size = i64::try_from(size).map_err(|_| bad("the disk is too large"))?;
     let vdi = vdi::create(context, &create::disk_record(&repository, size, &wanted.name)).await?;
     if let Some(file) = &wanted.file {
         let path = context.with(|s| vdi::path_of(&context.sim.config, &s.db, &vdi));
         let source = file.clone();
         Sim::blocking(move || fill(&source, &path)).await?;
+        context.with(|s| track::note_contents(&context.sim.config, s, &vdi));
     }
     run_own(context, "VBD.create", vec![Value::Map(vbd_record(vm, &vdi, index))]).await?;
     context.with(|s| sr::refresh(&context.sim.config, s, &repository));

@@ -1,12 +1,13 @@
 //! Making disks out of disks: snapshot, clone, copy. The record, the file, the change-tracking log and the chain move
 //! together; a failure leaves none of them behind.
 
-use super::{disk, sr, track, vdi};
+use super::chain::MAX_DEPTH;
+use super::{disk, hidden, space, sr, track, vdi};
 use crate::domain::Domain;
 use crate::failure::{Failure, Outcome};
 use crate::operation::{Operation, refuse_overlap};
 use crate::rpc::value::{EPOCH, Record, Value};
-use crate::sim::{Context, Sim, now};
+use crate::sim::{Context, Sim, State, now};
 use crate::store::db::{Db, text_of};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -34,9 +35,7 @@ pub(crate) async fn derive(context: &Context, source: &str, kind: Kind) -> Outco
         s.db.get("VDI", source)?;
         vdi::refuse_type(&s.db, source, &["cbt_metadata"])?;
         refuse_overlap(s, "VDI", source, |other| matches!(other, "clone" | "copy"))?;
-        let sr = s.db.text("VDI", source, "SR");
-        sr::assert_plugged(&s.db, &sr)?;
-        sr::assert_space_for_disk(&context.sim.config, s, &sr)
+        assert_splittable(context, s, source, kind)
     })?;
     // A paused guest stays paused.
     let domain = context.with(|s| {
@@ -51,6 +50,21 @@ pub(crate) async fn derive(context: &Context, source: &str, kind: Kind) -> Outco
         domain.thaw().await?;
     }
     outcome
+}
+
+/// Refuses what the storage manager would: nodes of its own, repositories without snapshots, chains that are too long,
+/// no room.
+fn assert_splittable(context: &Context, state: &mut State, source: &str, kind: Kind) -> Outcome<()> {
+    let sr = state.db.text("VDI", source, "SR");
+    hidden::assert_managed(&state.db, source)?;
+    sr::assert_plugged(&state.db, &sr)?;
+    if !space::backend(&state.db, &sr).is_vhd() {
+        return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]));
+    }
+    if state.chains.depth(&state.db.text("VDI", source, "uuid")) >= MAX_DEPTH {
+        return Err(Failure::storage(109, "The snapshot chain is too long", ""));
+    }
+    space::assert_free_for_split(&context.sim.config, state, source, kind == Kind::Snapshot)
 }
 
 async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String> {
@@ -75,10 +89,14 @@ async fn copy_now(context: &Context, source: &str, kind: Kind) -> Outcome<String
         if kind == Kind::Snapshot {
             s.cbt.snapshot(&live, &uuid);
         }
-        s.chains.split(&live, &uuid);
         let sr = s.db.text("VDI", source, "SR");
         let reference = s.db.create("VDI", record);
-        sr::refresh(&config, s, &sr);
+        let base = Uuid::new_v4().to_string();
+        if s.chains.split(&live, &uuid, &base) {
+            hidden::add(s, &base, source);
+        }
+        hidden::relink(s, &sr);
+        space::refresh(&config, s, &sr);
         reference
     });
     // The live disk goes on in a new log and a new chain node. Its guest is still frozen, so nothing it writes from
@@ -103,8 +121,7 @@ fn derived(db: &Db, source: &str, kind: Kind) -> Outcome<Record> {
     put("snapshot_time", if snapshot { now() } else { Value::Date(EPOCH.into()) });
     let tracked = db.flag("VDI", source, "cbt_enabled");
     put("cbt_enabled", Value::Bool(snapshot && tracked));
-    let parent = Uuid::new_v4().to_string();
-    put("sm_config", Value::text_map([("vdi_type", "vhd"), ("vhd-parent", parent.as_str())]));
+    put("sm_config", vdi::fresh_sm_config(db, &db.text("VDI", source, "SR")));
     Ok(record)
 }
 
@@ -113,11 +130,23 @@ pub(crate) async fn copy(context: &Context, source: &str, sr: &str, into: Option
     let _running = Operation::begin(context, "VDI", source, "copy", |s| {
         s.db.get("VDI", source)?;
         vdi::refuse_type(&s.db, source, &["cbt_metadata"])?;
+        hidden::assert_managed(&s.db, source)?;
         if vdi::written_to(&s.db, source) {
             return Err(Failure::new("VDI_IN_USE", [source, "copy"]));
         }
         refuse_overlap(s, "VDI", source, |other| matches!(other, "clone" | "copy"))
     })?;
+    copy_contents(context, source, sr, into).await
+}
+
+/// The contents of a disk that its VM may be using, as a disk on another repository.
+pub(crate) async fn copy_live(context: &Context, source: &str, sr: &str) -> Outcome<String> {
+    let _running =
+        Operation::begin(context, "VDI", source, "mirror", |s| refuse_overlap(s, "VDI", source, |_| false))?;
+    copy_contents(context, source, sr, None).await
+}
+
+async fn copy_contents(context: &Context, source: &str, sr: &str, into: Option<&str>) -> Outcome<String> {
     let size = context.with(|s| s.db.int("VDI", source, "virtual_size"));
     let target = match into {
         Some(target) => target.to_owned(),
@@ -133,21 +162,26 @@ pub(crate) async fn copy(context: &Context, source: &str, sr: &str, into: Option
             return Err(Failure::storage(79, "VDI Invalid size", "the target is smaller than the source"));
         }
         let from = vdi::path_of(&config, &s.db, source);
-        sr::assert_space(&config, s, &s.db.text("VDI", &target, "SR"), disk::occupied(&from))?;
+        space::assert_free_for_write(&config, s, &target, 0, disk::occupied(&from))?;
         Ok((from, vdi::path_of(&config, &s.db, &target)))
     })?;
     let copied = Sim::blocking(move || {
         let to = disk::open(&to)?;
         disk::zero(&to, 0, to.metadata()?.len())?;
-        disk::copy_extents(&std::fs::File::open(&from)?, &to)
+        disk::copy_extents(&std::fs::File::open(&from)?, &to)?;
+        disk::extents(&to)
     })
     .await;
     context.with(|s| {
         let (uuid, size) = (s.db.text("VDI", &target, "uuid"), u64::try_from(size).unwrap_or_default());
         s.cbt.record(&uuid, 0, size);
-        s.chains.record(&uuid, 0, size);
+        match (&copied, into) {
+            // A fresh disk holds what was copied; in one that existed, what it held before was cleared as well.
+            (Ok(extents), None) => extents.iter().for_each(|(at, end)| s.chains.record(&uuid, *at, end - at)),
+            _ => s.chains.record(&uuid, 0, size),
+        }
         let sr = s.db.text("VDI", &target, "SR");
-        sr::refresh(&config, s, &sr);
+        space::refresh(&config, s, &sr);
     });
     copied.map_err(|e| Failure::disk("copy the disk", &e))?;
     Ok(target)

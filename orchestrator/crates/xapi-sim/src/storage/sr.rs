@@ -1,16 +1,16 @@
 //! Storage repositories: a directory each, with a capacity that is only accounted, and the PBDs that plug them.
 
+use super::backend::BACKENDS;
 use crate::config::Config;
 use crate::dispatch::unknown;
 use crate::failure::{Failure, Outcome};
 use crate::rpc::value::{NULL, Value};
-use crate::sim::{Args, Context, State};
-use crate::storage::{disk, vdi};
+use crate::sim::{Args, Context};
+use crate::storage::vdi;
 use crate::store::db::Db;
 use std::path::PathBuf;
 
-/// What a dynamic VHD costs before it holds anything: headers, allocation table and bitmaps, rounded up.
-const EMPTY_DISK_BYTES: u64 = 64 * 1024;
+pub(crate) use super::space::refresh;
 
 pub(crate) fn call(context: &Context, class: &str, name: &str, args: &Args) -> Outcome<Value> {
     match (class, name) {
@@ -23,7 +23,7 @@ pub(crate) fn call(context: &Context, class: &str, name: &str, args: &Args) -> O
             })?;
             Ok(Value::void())
         }
-        ("SR", "get_supported_types") => Ok(Value::texts(["ext"])),
+        ("SR", "get_supported_types") => Ok(Value::texts(BACKENDS.iter().map(|b| b.name))),
         ("SR", "set_name_label") => set(context, args, "name_label"),
         ("SR", "set_name_description") => set(context, args, "name_description"),
         ("SR", "set_shared") => set(context, args, "shared"),
@@ -62,40 +62,6 @@ pub(crate) fn assert_plugged(db: &Db, sr: &str) -> Outcome<()> {
 pub(crate) fn visible(db: &Db, sr: &str, host: &str) -> bool {
     let on_host = |p: &String| db.text("PBD", p, "host") == host && db.flag("PBD", p, "currently_attached");
     db.list("SR", sr, "PBDs").iter().any(on_host)
-}
-
-/// Measures every disk of a repository and writes the sums into its record.
-pub(crate) fn refresh(config: &Config, state: &mut State, sr: &str) {
-    let (mut used, mut promised) = (0u64, 0i64);
-    for vdi in state.db.list("SR", sr, "VDIs") {
-        let occupied = disk::occupied(&vdi::path_of(config, &state.db, &vdi));
-        used += occupied;
-        promised = promised.saturating_add(state.db.int("VDI", &vdi, "virtual_size"));
-        state.db.put("VDI", &vdi, "physical_utilisation", size_value(occupied));
-    }
-    state.db.put("SR", sr, "physical_utilisation", size_value(used));
-    state.db.put("SR", sr, "virtual_allocation", Value::Int(promised));
-}
-
-/// A size as the API carries it.
-pub(crate) fn size_value(bytes: u64) -> Value {
-    Value::Int(i64::try_from(bytes).unwrap_or(i64::MAX))
-}
-
-/// Error 44 when the repository has no room for `bytes` more.
-pub(crate) fn assert_space(config: &Config, state: &mut State, sr: &str, bytes: u64) -> Outcome<()> {
-    refresh(config, state, sr);
-    let used = state.db.int("SR", sr, "physical_utilisation");
-    let wanted = i64::try_from(bytes).unwrap_or(i64::MAX);
-    if used.saturating_add(wanted) > state.db.int("SR", sr, "physical_size") {
-        return Err(Failure::storage(44, "There is insufficient space", ""));
-    }
-    Ok(())
-}
-
-/// Error 44 when not even an empty disk fits.
-pub(crate) fn assert_space_for_disk(config: &Config, state: &mut State, sr: &str) -> Outcome<()> {
-    assert_space(config, state, sr, EMPTY_DISK_BYTES)
 }
 
 fn plug(context: &Context, pbd: &str, up: bool) -> Outcome<Value> {

@@ -2,10 +2,12 @@
 //! when somebody needs to know. A guest's writes never pass through the simulator, so there is no other record.
 
 use super::disk;
+use crate::config::Config;
 use crate::failure::{Failure, Outcome};
 use crate::sim::{Context, Sim, State};
 use crate::storage::vdi::path_of;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Granule index to digest; an absent granule is all zeros.
@@ -25,9 +27,36 @@ impl Baselines {
         self.0.remove(vdi);
     }
 
+    /// Whether a real guest may be writing to the disk.
+    pub(crate) fn attached(&self, vdi: &str) -> bool {
+        self.0.contains_key(vdi)
+    }
+
     /// Attached, but without a baseline.
     fn unobserved(&self, vdi: &str) -> bool {
         matches!(self.0.get(vdi), Some(None))
+    }
+}
+
+/// Notes in the chain what a real guest has made of a disk's holes so far, for the accounting of space: what it wrote
+/// shows as data in the file.
+pub(crate) fn note_guest_writes(config: &Config, state: &mut State, vdi: &str) {
+    if state.baselines.attached(vdi) {
+        note_contents(config, state, vdi);
+    }
+}
+
+/// Notes everything that a disk's file holds as written to its node.
+pub(crate) fn note_contents(config: &Config, state: &mut State, vdi: &str) {
+    let uuid = state.db.text("VDI", vdi, "uuid");
+    // What the file of a child holds may be its parent's.
+    if state.chains.has_parent(&uuid) {
+        return;
+    }
+    let extents = File::open(path_of(config, &state.db, vdi)).and_then(|file| disk::extents(&file));
+    match extents {
+        Ok(extents) => extents.iter().for_each(|(at, end)| state.chains.record(&uuid, *at, end - at)),
+        Err(error) => tracing::warn!(uuid, %error, "the disk's file could not be measured"),
     }
 }
 
@@ -48,7 +77,10 @@ fn wanted(state: &State, context: &Context, vdi: &str) -> Option<PathBuf> {
 /// Records what the guest wrote since the baseline was taken. Without a baseline, nothing was asked for.
 pub(crate) async fn settle(context: &Context, vdi: &str) -> Outcome<()> {
     let taken = context.with(|s| s.baselines.0.get_mut(vdi).and_then(Option::take));
-    let Some(before) = taken else { return Ok(()) };
+    let Some(before) = taken else {
+        context.with(|s| note_guest_writes(&context.sim.config, s, vdi));
+        return Ok(());
+    };
     let path = context.with(|s| path_of(&context.sim.config, &s.db, vdi));
     let after = match digests_of(path).await {
         Ok(after) => after,

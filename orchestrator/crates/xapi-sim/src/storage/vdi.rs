@@ -1,7 +1,8 @@
 //! The VDI calls: creation, destruction, resizing, change tracking, and who may use a disk when.
 
+use super::backend::{Backend, Layout};
 use super::cloning::{self, Kind};
-use super::{cbt, disk, sr, track};
+use super::{cbt, disk, hidden, moving, space, sr, track};
 use crate::config::Config;
 use crate::dispatch::unknown;
 use crate::domain::Domain;
@@ -27,6 +28,7 @@ pub(crate) async fn call(context: &Context, name: &str, args: &Args) -> Outcome<
         "snapshot" => cloning::derive(context, args.text(0), Kind::Snapshot).await.map(Value::Text),
         "clone" => cloning::derive(context, args.text(0), Kind::Clone).await.map(Value::Text),
         "copy" => copy(context, args).await,
+        "pool_migrate" => moving::pool_migrate(context, args.text(0), args.text(1)).await.map(Value::Text),
         "resize" => resize(context, args.text(0), args.int(1), true).map(done),
         "enable_cbt" => switch_cbt(context, args.text(0), true).await.map(done),
         "disable_cbt" => switch_cbt(context, args.text(0), false).await.map(done),
@@ -87,31 +89,56 @@ pub(crate) async fn create(context: &Context, given: &Record) -> Outcome<String>
     record.insert("location".into(), Value::text(&uuid));
     record.insert("managed".into(), Value::Bool(true));
     record.insert("cbt_enabled".into(), Value::Bool(false));
-    record.insert("sm_config".into(), Value::text_map([("vdi_type", "vhd")]));
     let config = &context.sim.config;
     context.with(|s| {
         s.db.get("SR", &sr)?;
         sr::assert_plugged(&s.db, &sr)?;
-        if s.db.text("SR", &sr, "content_type") == "iso" {
+        let backend = space::backend(&s.db, &sr);
+        if backend.layout == Layout::Iso {
             return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr.clone()]));
         }
-        sr::assert_space_for_disk(config, s, &sr)?;
+        let size = given_size(config, backend, size)?;
+        space::assert_free_for_disk(config, s, &sr, size)?;
         let path = sr::directory(config, &s.db, &sr).join(format!("{uuid}.raw"));
         disk::create(&path, size).map_err(|e| Failure::disk("create the disk", &e))?;
-        s.chains.create(&uuid);
+        if backend.is_vhd() {
+            s.chains.create(&uuid);
+        }
+        record.insert("virtual_size".into(), space::size_value(size));
+        record.insert("sm_config".into(), fresh_sm_config(&s.db, &sr));
         let reference = s.db.create("VDI", record);
-        sr::refresh(config, s, &sr);
+        space::refresh(config, s, &sr);
         Ok(reference)
     })
 }
 
+/// The size that a repository gives when so much is asked for.
+fn given_size(config: &Config, backend: Backend, asked: u64) -> Outcome<u64> {
+    if !config.round_sizes {
+        return Ok(asked);
+    }
+    backend.rounded(asked).ok_or_else(|| {
+        let limits = "VDI size must be between 1 MB and 2088960 MB";
+        Failure::storage(79, "VDI Invalid size", limits)
+    })
+}
+
+/// What the storage manager notes on a disk that it has just made.
+pub(crate) fn fresh_sm_config(db: &Db, sr: &str) -> Value {
+    let vhd = space::backend(db, sr).is_vhd();
+    Value::text_map(vhd.then_some(("vdi_type", "vhd")))
+}
+
 /// The VBDs that keep a disk in use: attached ones of VMs that are no snapshots.
 pub(crate) fn active_vbds(db: &Db, vdi: &str) -> Vec<String> {
-    let active = |vbd: &String| {
-        let vm = db.text("VBD", vbd, "VM");
-        db.flag("VBD", vbd, "currently_attached") && !db.flag("VM", &vm, "is_a_snapshot")
-    };
-    db.list("VDI", vdi, "VBDs").into_iter().filter(active).collect()
+    let of_snapshot = |vbd: &String| db.flag("VM", &db.text("VBD", vbd, "VM"), "is_a_snapshot");
+    attached_vbds(db, vdi).into_iter().filter(|vbd| !of_snapshot(vbd)).collect()
+}
+
+/// All attached VBDs of a disk; those of a checkpoint count as attached as long as its record exists.
+fn attached_vbds(db: &Db, vdi: &str) -> Vec<String> {
+    let attached = |vbd: &String| db.flag("VBD", vbd, "currently_attached");
+    db.list("VDI", vdi, "VBDs").into_iter().filter(attached).collect()
 }
 
 /// Whether a guest has the disk open for writing.
@@ -135,7 +162,8 @@ pub(crate) fn refuse_type(db: &Db, vdi: &str, types: &[&str]) -> Outcome<()> {
     Ok(())
 }
 
-fn refuse_tracked(db: &Db, vdi: &str) -> Outcome<()> {
+/// `VDI_CBT_ENABLED` for a tracked disk.
+pub(crate) fn refuse_tracked(db: &Db, vdi: &str) -> Outcome<()> {
     if db.flag("VDI", vdi, "cbt_enabled") {
         return Err(Failure::new("VDI_CBT_ENABLED", [vdi]));
     }
@@ -143,7 +171,12 @@ fn refuse_tracked(db: &Db, vdi: &str) -> Outcome<()> {
 }
 
 fn refuse_in_use(state: &mut State, vdi: &str, operation: &str) -> Outcome<()> {
-    if !active_vbds(&state.db, vdi).is_empty() || state.lags(vdi) || state.exports.contains_key(vdi) {
+    // Bitmaps may be listed although a checkpoint's record claims the disk (`Xapi_vdi.check_operation_error`).
+    let users = match operation {
+        "list_changed_blocks" => active_vbds(&state.db, vdi),
+        _ => attached_vbds(&state.db, vdi),
+    };
+    if !users.is_empty() || state.lags(vdi) || state.exports.contains_key(vdi) {
         return Err(Failure::new("VDI_IN_USE", [vdi, operation]));
     }
     Ok(())
@@ -155,9 +188,7 @@ fn destroy(context: &Context, vdi: &str, operation: &str) -> Outcome<()> {
         let sr = s.db.text("VDI", vdi, "SR");
         refuse_in_use(s, vdi, operation)?;
         refuse_overlap(s, "VDI", vdi, |_| false)?;
-        if !s.db.flag("VDI", vdi, "managed") {
-            return Err(Failure::new("VDI_NOT_MANAGED", [vdi]));
-        }
+        hidden::assert_managed(&s.db, vdi)?;
         if s.db.text("VDI", vdi, "type") == "rrd" {
             return Err(Failure::new("VDI_HAS_RRDS", [vdi]));
         }
@@ -178,7 +209,8 @@ pub(crate) fn forget(context: &Context, state: &mut State, vdi: &str) -> Outcome
         crate::vbd::remove(&mut state.db, &vbd);
     }
     state.db.remove("VDI", vdi);
-    sr::refresh(config, state, &sr);
+    hidden::coalesce_if_automatic(config, state, &sr);
+    space::refresh(config, state, &sr);
     Ok(())
 }
 
@@ -206,18 +238,21 @@ pub(crate) fn resize(context: &Context, vdi: &str, size: i64, offline: bool) -> 
             refuse_in_use(s, vdi, "resize")?;
         }
         refuse_overlap(s, "VDI", vdi, |_| false)?;
-        let bytes = u64::try_from(size).unwrap_or_default();
+        hidden::assert_managed(&s.db, vdi)?;
         if size < s.db.int("VDI", vdi, "virtual_size") {
-            return Err(Failure::storage(79, "VDI Invalid size", "shrinking is not possible"));
+            return Err(Failure::storage(79, "VDI Invalid size", "shrinking not allowed"));
         }
+        let sr = s.db.text("VDI", vdi, "SR");
+        let asked = u64::try_from(size).unwrap_or_default();
+        let bytes = given_size(config, space::backend(&s.db, &sr), asked)?;
+        space::assert_free_for_growth(config, s, vdi, bytes)?;
         let file =
             disk::open(&path_of(config, &s.db, vdi)).map_err(|e| Failure::disk("open the disk", &e))?;
         file.set_len(bytes).map_err(|e| Failure::disk("resize the disk", &e))?;
         let uuid = s.db.text("VDI", vdi, "uuid");
         s.cbt.resize(&uuid, bytes);
-        s.db.put("VDI", vdi, "virtual_size", Value::Int(size));
-        let sr = s.db.text("VDI", vdi, "SR");
-        sr::refresh(config, s, &sr);
+        s.db.put("VDI", vdi, "virtual_size", space::size_value(bytes));
+        space::refresh(config, s, &sr);
         Ok(())
     })
 }
@@ -229,6 +264,11 @@ async fn switch_cbt(context: &Context, vdi: &str, on: bool) -> Outcome<()> {
         if on && !licensed {
             return Err(Failure::new("LICENSE_RESTRICTION", ["CBT"]));
         }
+        let sr = s.db.text("VDI", vdi, "SR");
+        if !space::backend(&s.db, &sr).is_vhd() {
+            return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]));
+        }
+        hidden::assert_managed(&s.db, vdi)?;
         let kind = s.db.text("VDI", vdi, "type");
         if !matches!(kind.as_str(), "user" | "system") {
             return Err(Failure::new("VDI_INCOMPATIBLE_TYPE", [vdi, &kind]));
@@ -261,6 +301,7 @@ async fn switch_cbt(context: &Context, vdi: &str, on: bool) -> Outcome<()> {
 async fn data_destroy(context: &Context, vdi: &str) -> Outcome<()> {
     let done = context.with(|s| {
         s.db.get("VDI", vdi)?;
+        hidden::assert_managed(&s.db, vdi)?;
         if !s.db.flag("VDI", vdi, "is_a_snapshot") {
             return Err(Failure::not_allowed(format!("VDI is not a snapshot: {vdi}")));
         }
@@ -284,7 +325,9 @@ async fn data_destroy(context: &Context, vdi: &str) -> Outcome<()> {
         s.db.put_key("VDI", vdi, "other_config", "content_id", Some(Value::text(NO_CONTENT)));
         let (uuid, sr) = (s.db.text("VDI", vdi, "uuid"), s.db.text("VDI", vdi, "SR"));
         s.chains.delete(&uuid);
-        sr::refresh(&context.sim.config, s, &sr);
+        hidden::coalesce_if_automatic(&context.sim.config, s, &sr);
+        hidden::relink(s, &sr);
+        space::refresh(&context.sim.config, s, &sr);
         Ok(())
     })
 }
@@ -321,6 +364,9 @@ pub(crate) fn allowed_operations(db: &Db, vdi: &str) -> Vec<String> {
     let metadata = db.text("VDI", vdi, "type") == "cbt_metadata";
     let snapshot = db.flag("VDI", vdi, "is_a_snapshot");
     let tracked = db.flag("VDI", vdi, "cbt_enabled");
+    if !db.flag("VDI", vdi, "managed") {
+        return Vec::new();
+    }
     let mut allowed = vec!["forget", "update", "generate_config"];
     if !metadata {
         allowed.extend(["snapshot", "clone"]);

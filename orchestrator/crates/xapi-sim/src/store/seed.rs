@@ -2,12 +2,11 @@
 //! network, and a default template as every product ships some.
 
 use super::db::Db;
-use crate::config::Config;
+use crate::config::{Config, SrSpec};
 use crate::rpc::value::{NULL, Record, Value};
 use crate::sim::{State, now};
-use crate::storage::sr;
+use crate::storage::repository;
 use crate::{Error, flavour::Flavour};
-use std::fs;
 
 /// Memory of every host.
 const HOST_BYTES: i64 = 64 << 30;
@@ -28,7 +27,7 @@ pub(crate) fn seed(state: &mut State, config: &Config) -> Result<(), Error> {
     let mut first = None;
     for index in 0..config.hosts.max(1) {
         let host = add_host(state, config, index, &network);
-        let repository = add_repository(state, config, index, &host)?;
+        let repository = repository::add(state, config, &local(index)).map_err(Error::Seed)?;
         first.get_or_insert((host, repository));
     }
     let (master, default_sr) = first.expect("there is at least one host");
@@ -48,8 +47,23 @@ pub(crate) fn seed(state: &mut State, config: &Config) -> Result<(), Error> {
             ],
         ),
     );
+    for spec in &config.srs {
+        repository::add(state, config, spec).map_err(Error::Seed)?;
+    }
     add_default_template(state);
     Ok(())
+}
+
+/// The local repository that every host has.
+fn local(index: usize) -> SrSpec {
+    SrSpec {
+        name: if index == 0 { "Local storage".to_owned() } else { format!("Local storage {}", index + 1) },
+        kind: "ext".into(),
+        shared: Some(false),
+        host: Some(index + 1),
+        capacity: None,
+        default: false,
+    }
 }
 
 fn filled<const N: usize>(class: &str, members: [(&str, Value); N]) -> Record {
@@ -59,7 +73,7 @@ fn filled<const N: usize>(class: &str, members: [(&str, Value); N]) -> Record {
 }
 
 fn add_host(state: &mut State, config: &Config, index: usize, network: &str) -> String {
-    let name = format!("lab-host-{}", index + 1);
+    let name = repository::host_name(index + 1);
     let metrics = filled(
         "host_metrics",
         [("memory_total", Value::Int(HOST_BYTES)), ("live", Value::Bool(true)), ("last_updated", now())],
@@ -136,37 +150,6 @@ fn add_control_domain(state: &mut State, name: &str, host: &str) -> String {
         ],
     );
     crate::vm::create::insert(state, record)
-}
-
-fn add_repository(state: &mut State, config: &Config, index: usize, host: &str) -> Result<String, Error> {
-    let name = if index == 0 { "Local storage".to_owned() } else { format!("Local storage {}", index + 1) };
-    let repository = state.db.create(
-        "SR",
-        filled(
-            "SR",
-            [
-                ("name_label", Value::text(name)),
-                ("type", Value::text("ext")),
-                ("content_type", Value::text("user")),
-                ("physical_size", sr::size_value(config.sr_capacity)),
-            ],
-        ),
-    );
-    let directory = sr::directory(config, &state.db, &repository);
-    fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
-    state.db.create(
-        "PBD",
-        filled(
-            "PBD",
-            [
-                ("host", Value::text(host)),
-                ("SR", Value::text(&repository)),
-                ("device_config", Value::text_map([("device", "/dev/disk/by-id/lab")])),
-                ("currently_attached", Value::Bool(true)),
-            ],
-        ),
-    );
-    Ok(repository)
 }
 
 fn add_default_template(state: &mut State) {

@@ -6,7 +6,7 @@ use crate::http::wire::{BlockingWriter, Head, Stream};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
 use crate::storage::chain::BLOCK;
-use crate::storage::{disk, sr, track, vdi};
+use crate::storage::{disk, hidden, sr, track, vdi};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
@@ -95,6 +95,7 @@ async fn plan(context: &Context, target: &str, base: Option<&str>, as_vhd: bool)
     for disk in &disks {
         context.with(|s| {
             vdi::refuse_type(&s.db, disk, &["cbt_metadata"])?;
+            hidden::assert_managed(&s.db, disk)?;
             if vdi::written_to(&s.db, disk) {
                 return Err(Failure::new("VDI_IN_USE", [*disk]));
             }

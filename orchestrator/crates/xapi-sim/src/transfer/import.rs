@@ -9,7 +9,7 @@ use crate::failure::{Failure, Outcome};
 use crate::http::wire::{BlockingBody, Head, Stream};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
-use crate::storage::{disk, sr, vdi};
+use crate::storage::{disk, space, sr, vdi};
 use std::os::unix::fs::FileExt;
 use tokio::runtime::Handle;
 
@@ -108,14 +108,19 @@ fn fill<R: std::io::Read>(
     target: &super::objects::Disk,
 ) -> Outcome<()> {
     let path = context.with(|s| vdi::path_of(&context.sim.config, &s.db, &target.vdi));
-    let repository = context.with(|s| s.db.text("VDI", &target.vdi, "SR"));
+    let uuid = context.with(|s| s.db.text("VDI", &target.vdi, "uuid"));
     let file = disk::open(&path).map_err(|e| Failure::disk("open the disk", &e))?;
     chunks.disk(&target.id, target.size, |offset, bytes| {
         context.check_cancelled()?;
         if disk::is_zero(bytes) {
             return Ok(());
         }
-        context.with(|s| sr::assert_space(&context.sim.config, s, &repository, bytes.len() as u64))?;
+        let length = bytes.len() as u64;
+        context.with(|s| {
+            space::assert_free_for_write(&context.sim.config, s, &target.vdi, offset, length)?;
+            s.chains.record(&uuid, offset, length);
+            Ok(())
+        })?;
         file.write_all_at(bytes, offset).map_err(|e| Failure::new("VDI_IO_ERROR", [e.to_string()]))
     })
 }

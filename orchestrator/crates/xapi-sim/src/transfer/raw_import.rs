@@ -6,7 +6,7 @@ use crate::failure::{Failure, Outcome};
 use crate::http::wire::{BlockingBody, Head, Stream};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
-use crate::storage::{disk, sr, vdi};
+use crate::storage::{disk, hidden, space, sr, vdi};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -54,6 +54,7 @@ pub(super) async fn serve(transfer: &Transfer, mut stream: Stream, head: &Head) 
 fn prepare(context: &Context, target: &str) -> Outcome<(Held, File, u64)> {
     context.with(|s| {
         vdi::refuse_type(&s.db, target, &["cbt_metadata"])?;
+        hidden::assert_managed(&s.db, target)?;
         if !vdi::active_vbds(&s.db, target).is_empty() {
             return Err(Failure::new("VDI_IN_USE", [target]));
         }
@@ -93,7 +94,8 @@ fn write(
         if disk::is_zero(bytes) {
             disk::zero(file, at, count as u64).map_err(|e| failed(e.to_string()))?;
         } else {
-            context.with(|s| sr::assert_space(&context.sim.config, s, &repository, count as u64))?;
+            context
+                .with(|s| space::assert_free_for_write(&context.sim.config, s, target, at, count as u64))?;
             file.write_all_at(bytes, at).map_err(|e| failed(e.to_string()))?;
         }
         context.with(|s| {

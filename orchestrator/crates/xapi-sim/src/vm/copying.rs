@@ -15,17 +15,40 @@ use uuid::Uuid;
 /// Which copy is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Snapshot { ignored: Vec<String> },
+    Snapshot {
+        /// Disks to leave out.
+        ignored: Vec<String>,
+        /// Whether the guest's agent brings its applications to rest first.
+        quiesced: bool,
+    },
+    /// A snapshot with memory, of a VM that has just been suspended.
+    Checkpoint,
     Clone,
-    Copy { sr: Option<String> },
+    Copy {
+        sr: Option<String>,
+    },
 }
 
 impl Kind {
     fn operation(&self) -> &'static str {
         match self {
-            Self::Snapshot { .. } => "snapshot",
+            Self::Snapshot { quiesced: false, .. } => "snapshot",
+            Self::Snapshot { quiesced: true, .. } => "snapshot_with_quiesce",
+            Self::Checkpoint => "checkpoint",
             Self::Clone => "clone",
             Self::Copy { .. } => "copy",
+        }
+    }
+
+    fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot { .. } | Self::Checkpoint)
+    }
+
+    /// The state of a copy of a VM in `state`, by `Xapi_vm_clone.clone`.
+    fn state_of_copy(&self, state: &str) -> &'static str {
+        match (self, state) {
+            (Self::Checkpoint | Self::Clone | Self::Copy { .. }, "Suspended") => "Suspended",
+            _ => "Halted",
         }
     }
 }
@@ -34,17 +57,45 @@ impl Kind {
 pub(crate) async fn copy(context: &Context, vm: &str, name: &str, kind: &Kind) -> Outcome<String> {
     let operation = kind.operation();
     let _running = Operation::begin(context, "VM", vm, operation, |s| assert_allowed(s, vm, operation))?;
+    copy_now(context, vm, name, kind).await
+}
+
+/// Copies a VM that is marked as being copied already.
+pub(crate) async fn copy_now(context: &Context, vm: &str, name: &str, kind: &Kind) -> Outcome<String> {
     let mut disks = HashMap::new();
-    if let Err(failure) = copy_disks(context, vm, kind, &mut disks).await {
-        context.with(|s| {
-            for disk in disks.values() {
-                // The failure being answered matters more than a file that could not be deleted.
-                let _ = vdi::forget(context, s, disk);
-            }
-        });
-        return Err(failure);
+    let copied = match copy_disks(context, vm, kind, &mut disks).await {
+        Ok(()) => copy_memory(context, vm, kind).await,
+        Err(failure) => Err(failure),
+    };
+    match copied {
+        Ok(memory) => Ok(context.with(|s| copy_records(s, vm, name, kind, &disks, memory))),
+        Err(failure) => {
+            context.with(|s| {
+                for disk in disks.values() {
+                    // The failure being answered matters more than a file that could not be deleted.
+                    let _ = vdi::forget(context, s, disk);
+                }
+            });
+            Err(failure)
+        }
     }
-    Ok(context.with(|s| copy_records(s, vm, name, kind, &disks)))
+}
+
+/// Copies the memory image of a suspended VM, where the copy is to have one.
+async fn copy_memory(context: &Context, vm: &str, kind: &Kind) -> Outcome<Option<String>> {
+    let memory = context.with(|s| s.db.text("VM", vm, "suspend_VDI"));
+    if matches!(memory.as_str(), "" | NULL) {
+        return Ok(None);
+    }
+    Ok(match kind {
+        Kind::Snapshot { .. } => None,
+        Kind::Checkpoint => Some(cloning::derive(context, &memory, DiskKind::Snapshot).await?),
+        Kind::Clone => Some(cloning::derive(context, &memory, DiskKind::Clone).await?),
+        Kind::Copy { .. } => {
+            let sr = context.with(|s| s.db.text("VDI", &memory, "SR"));
+            Some(cloning::copy(context, &memory, &sr, None).await?)
+        }
+    })
 }
 
 /// Copies every disk of the VM; `disks` maps VBD to the copy.
@@ -63,8 +114,10 @@ async fn copy_disks(
             continue;
         }
         let made = match kind {
-            Kind::Snapshot { ignored } if ignored.contains(&source) => continue,
-            Kind::Snapshot { .. } => cloning::derive(context, &source, DiskKind::Snapshot).await?,
+            Kind::Snapshot { ignored, .. } if ignored.contains(&source) => continue,
+            Kind::Snapshot { .. } | Kind::Checkpoint => {
+                cloning::derive(context, &source, DiskKind::Snapshot).await?
+            }
             Kind::Clone => cloning::derive(context, &source, DiskKind::Clone).await?,
             Kind::Copy { sr } => {
                 let sr = sr.clone().unwrap_or_else(|| context.with(|s| s.db.text("VDI", &source, "SR")));
@@ -83,9 +136,13 @@ fn copy_records(
     name: &str,
     kind: &Kind,
     disks: &HashMap<String, String>,
+    memory: Option<String>,
 ) -> String {
-    let snapshot = matches!(kind, Kind::Snapshot { .. });
-    let record = copied_vm(&state.db, vm, name, snapshot);
+    let snapshot = kind.is_snapshot();
+    let mut record = copied_vm(&state.db, vm, name, kind);
+    if let Some(memory) = memory {
+        record.insert("suspend_VDI".into(), Value::text(memory));
+    }
     let copy = create::insert(state, record);
     for vbd in state.db.list("VM", vm, "VBDs") {
         copy_vbd(state, &vbd, &copy, disks, snapshot);
@@ -99,7 +156,8 @@ fn copy_records(
     copy
 }
 
-fn copied_vm(db: &Db, vm: &str, name: &str, snapshot: bool) -> Record {
+fn copied_vm(db: &Db, vm: &str, name: &str, kind: &Kind) -> Record {
+    let snapshot = kind.is_snapshot();
     let mut record = db.row("VM", vm).map(|r| r.record.clone()).unwrap_or_default();
     let template = db.flag("VM", vm, "is_a_template");
     let state = db.text("VM", vm, "power_state");
@@ -111,7 +169,7 @@ fn copied_vm(db: &Db, vm: &str, name: &str, snapshot: bool) -> Record {
     }
     put("current_operations", Value::Map(Record::new()));
     put("blocked_operations", Value::Map(Record::new()));
-    put("power_state", Value::text("Halted"));
+    put("power_state", Value::text(kind.state_of_copy(&state)));
     put("domid", Value::Int(-1));
     put("resident_on", Value::null_ref());
     put("guest_metrics", Value::null_ref());
@@ -124,8 +182,17 @@ fn copied_vm(db: &Db, vm: &str, name: &str, snapshot: bool) -> Record {
     put("generation_id", Value::text(generation_id()));
     if snapshot {
         put("is_a_template", Value::Bool(true));
-        let info = [("power-state-at-snapshot", state.as_str()), ("disk-snapshot-type", "crash_consistent")];
-        put("snapshot_info", Value::text_map(info));
+        let quiesced = matches!(kind, Kind::Snapshot { quiesced: true, .. });
+        let disks = if quiesced { "quiesced" } else { "crash_consistent" };
+        // A checkpoint suspends a running VM first and tells what it was before.
+        let before = if *kind == Kind::Checkpoint && state == "Suspended" { "Running" } else { &state };
+        put(
+            "snapshot_info",
+            Value::text_map([("power-state-at-snapshot", before), ("disk-snapshot-type", disks)]),
+        );
+        if quiesced {
+            put("transportable_snapshot_id", Value::text(Uuid::new_v4().to_string()));
+        }
     } else {
         put("parent", Value::null_ref());
         let other = cloned_other_config(db, vm, template);
@@ -151,13 +218,27 @@ fn generation_id() -> String {
 }
 
 fn copy_vbd(state: &mut State, vbd: &str, vm: &str, disks: &HashMap<String, String>, snapshot: bool) {
-    let Some(mut record) = state.db.row("VBD", vbd).map(|r| r.record.clone()) else { return };
-    let is_disk = text_of(&record, "type") == "Disk";
-    if is_disk && !disks.contains_key(vbd) && text_of(&record, "VDI") != NULL {
+    let db = &state.db;
+    let is_disk = db.text("VBD", vbd, "type") == "Disk";
+    if is_disk && !disks.contains_key(vbd) && db.text("VBD", vbd, "VDI") != NULL {
         // Its disk was left out on request, and so is the VBD.
         return;
     }
-    if let Some(disk) = disks.get(vbd) {
+    let copy = duplicate_vbd(state, vbd, vm, disks.get(vbd).map(String::as_str));
+    // Real servers keep the attachments of a suspended VM, of its copy too, so that they can be told at resuming.
+    if state.db.text("VM", vm, "power_state") == "Suspended" {
+        let attached = Value::Bool(state.db.flag("VBD", vbd, "currently_attached"));
+        state.db.put("VBD", &copy, "currently_attached", attached);
+    }
+    if is_disk && snapshot {
+        state.db.put("VBD", &copy, "other_config", Value::text_map([("owner", "")]));
+    }
+}
+
+/// A copy of a VBD on another VM, perhaps with another disk, attached to nothing.
+pub(crate) fn duplicate_vbd(state: &mut State, vbd: &str, vm: &str, disk: Option<&str>) -> String {
+    let mut record = state.db.row("VBD", vbd).map(|r| r.record.clone()).unwrap_or_default();
+    if let Some(disk) = disk {
         record.insert("VDI".into(), Value::text(disk));
     }
     record.insert("uuid".into(), Value::text(Uuid::new_v4().to_string()));
@@ -166,13 +247,11 @@ fn copy_vbd(state: &mut State, vbd: &str, vm: &str, disks: &HashMap<String, Stri
     record.insert("current_operations".into(), Value::Map(Record::new()));
     record.insert("runtime_properties".into(), Value::Map(Record::new()));
     record.insert("device".into(), Value::text(""));
-    if is_disk && snapshot {
-        record.insert("other_config".into(), Value::text_map([("owner", "")]));
-    }
-    crate::vbd::insert(&mut state.db, record);
+    crate::vbd::insert(&mut state.db, record)
 }
 
-fn copy_vif(state: &mut State, vif: &str, vm: &str, snapshot: bool) {
+/// A copy of a VIF on another VM; that of a snapshot keeps its address.
+pub(crate) fn copy_vif(state: &mut State, vif: &str, vm: &str, snapshot: bool) {
     let Some(mut record) = state.db.row("VIF", vif).map(|r| r.record.clone()) else { return };
     record.insert("uuid".into(), Value::text(Uuid::new_v4().to_string()));
     record.insert("VM".into(), Value::text(vm));

@@ -21,6 +21,9 @@ const VERSION_KEYS: [(&str, &str); 4] = [
     ("attr/PVAddons/BuildVersion", "build"),
 ];
 
+/// `other_config` key of sample VMs whose agent can quiesce the guest for a snapshot.
+pub(crate) const QUIESCE_KEY: &str = "lab:quiesce";
+
 /// Makes the guest metrics of a VM that starts. A VM without a process counts as one with drivers, so that it can be
 /// shut down cleanly.
 pub(crate) fn create(state: &mut State, vm: &str, with_drivers: bool) {
@@ -31,7 +34,10 @@ pub(crate) fn create(state: &mut State, vm: &str, with_drivers: bool) {
     }
     if with_drivers {
         record.insert("PV_drivers_detected".into(), Value::Bool(true));
-        record.insert("other".into(), Value::text_map([("feature-shutdown", "1")]));
+        let quiesces = state.db.map("VM", vm, "other_config").contains_key(QUIESCE_KEY);
+        let says = [Some("feature-shutdown"), quiesces.then_some("feature-snapshot")];
+        let other = says.into_iter().flatten().map(|feature| (feature, "1"));
+        record.insert("other".into(), Value::text_map(other));
         record.insert("live".into(), Value::Bool(true));
     }
     let metrics = state.db.create("VM_guest_metrics", record);

@@ -1,15 +1,17 @@
 //! The VM calls.
 
+pub(crate) mod checkpoint;
 pub(crate) mod copying;
 pub(crate) mod create;
 pub(crate) mod limits;
 pub(crate) mod metrics;
 pub(crate) mod power;
+pub(crate) mod revert;
 pub(crate) mod rules;
 pub(crate) mod start;
 
 use crate::dispatch::unknown;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::rpc::value::{NULL, Value};
 use crate::sim::{Args, Context};
 use copying::Kind;
@@ -21,13 +23,15 @@ pub(crate) async fn call(context: &Context, name: &str, args: &Args) -> Outcome<
         "destroy" => create::destroy(context, args.text(0)).map(done),
         "snapshot" => {
             let ignored = if args.0.len() > 2 { args.texts(2) } else { Vec::new() };
-            copying::copy(context, args.text(0), args.text(1), &Kind::Snapshot { ignored })
-                .await
-                .map(Value::Text)
+            let kind = Kind::Snapshot { ignored, quiesced: false };
+            copying::copy(context, args.text(0), args.text(1), &kind).await.map(Value::Text)
         }
         "snapshot_with_quiesce" => {
-            Err(Failure::new("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", [args.text(0)]))
+            let kind = Kind::Snapshot { ignored: Vec::new(), quiesced: true };
+            copying::copy(context, args.text(0), args.text(1), &kind).await.map(Value::Text)
         }
+        "checkpoint" => checkpoint::checkpoint(context, args.text(0), args.text(1)).await.map(Value::Text),
+        "revert" => revert::revert(context, args.text(0)).await.map(done),
         "clone" => copying::copy(context, args.text(0), args.text(1), &Kind::Clone).await.map(Value::Text),
         "copy" => {
             let sr = Some(args.text(2)).filter(|r| *r != NULL && !r.is_empty()).map(str::to_owned);
@@ -41,8 +45,14 @@ pub(crate) async fn call(context: &Context, name: &str, args: &Args) -> Outcome<
         "pause" => power::pause(context, args.text(0)).await.map(done),
         "unpause" => power::unpause(context, args.text(0)).await.map(done),
         "clean_shutdown" => power::clean_shutdown(context, args.text(0)).await.map(done),
-        "hard_shutdown" => power::hard_shutdown(context, args.text(0), "hard_shutdown").await.map(done),
-        "shutdown" => power::shutdown(context, args.text(0)).await.map(done),
+        "hard_shutdown" => {
+            power::hard_shutdown(context, args.text(0), "hard_shutdown").await?;
+            checkpoint::discard_memory(context, args.text(0)).map(done)
+        }
+        "shutdown" => {
+            power::shutdown(context, args.text(0)).await?;
+            checkpoint::discard_memory(context, args.text(0)).map(done)
+        }
         "power_state_reset" => power::power_state_reset(context, args.text(0)).await.map(done),
         "get_allowed_VBD_devices" => {
             Ok(Value::texts(context.with(|s| crate::vbd::free_positions(&s.db, args.text(0)))?))

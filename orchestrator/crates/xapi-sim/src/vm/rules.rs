@@ -4,6 +4,7 @@
 //! snapshot rules, guest features.
 
 use crate::failure::{Failure, Outcome};
+use crate::flavour::ApiVersion;
 use crate::operation::refuse_overlap;
 use crate::rpc::value::Value;
 use crate::sim::State;
@@ -20,14 +21,17 @@ fn power_states(operation: &str, snapshot: bool) -> Option<&'static [&'static st
         | "changing_static_range" => Some(&["Halted"]),
         "clone" | "copy" if snapshot => Some(&["Halted", "Suspended"]),
         "clone" | "copy" => Some(&["Halted"]),
-        "hard_shutdown" | "shutdown" => Some(&["Paused", "Suspended", "Running"]),
-        "clean_shutdown" | "pause" => Some(&["Running"]),
+        "hard_shutdown" | "shutdown" | "checkpoint" => Some(&["Paused", "Suspended", "Running"]),
+        "clean_shutdown" | "pause" | "snapshot_with_quiesce" => Some(&["Running"]),
+        "migrate_send" => Some(&["Halted", "Suspended", "Running"]),
         "unpause" => Some(&["Paused"]),
         "destroy" | "export" | "create_template" | "make_into_template" => Some(&["Halted", "Suspended"]),
         _ => None,
     }
 }
 
+/// The API version of 8.1, which has no quiesced snapshots any more.
+const QUIESCE_REMOVED: ApiVersion = ApiVersion::v2(14);
 const TEMPLATE_PERMITS: [&str; 8] = [
     "clone",
     "copy",
@@ -41,8 +45,11 @@ const TEMPLATE_PERMITS: [&str; 8] = [
 const SNAPSHOT_PERMITS: [&str; 7] =
     ["revert", "clone", "copy", "export", "destroy", "hard_shutdown", "metadata_export"];
 /// What `VM.allowed_operations` is made of.
-const LISTED: [&str; 15] = [
+const LISTED: [&str; 18] = [
     "snapshot",
+    "snapshot_with_quiesce",
+    "checkpoint",
+    "revert",
     "clone",
     "copy",
     "export",
@@ -78,7 +85,11 @@ pub(crate) fn assert_allowed(state: &State, vm: &str, operation: &str) -> Outcom
     match operation {
         "provision" if !template => Err(Failure::bare("PROVISION_ONLY_ALLOWED_ON_TEMPLATE")),
         "revert" if !snapshot => Err(Failure::bare("REVERT_ONLY_ALLOWED_ON_SNAPSHOT")),
-        "snapshot" => assert_disks_persist(db, vm),
+        "snapshot" | "checkpoint" => assert_disks_persist(db, vm),
+        "snapshot_with_quiesce" if !can_quiesce(state, vm) => {
+            Err(Failure::new("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", [vm]))
+        }
+        "snapshot_with_quiesce" => assert_disks_persist(db, vm),
         "clean_shutdown" if !can_shut_down(db, vm) => Err(Failure::new("VM_LACKS_FEATURE", [vm])),
         _ => Ok(()),
     }
@@ -104,7 +115,8 @@ pub(crate) fn assert_state(db: &Db, vm: &str, expected: &[&str]) -> Outcome<()> 
 fn may_overlap(running: &str, wanted: &str) -> bool {
     let copying = |op: &str| matches!(op, "clone" | "copy" | "export");
     (copying(running) && copying(wanted))
-        || (running == "snapshot" && wanted == "snapshot")
+        || (matches!(running, "snapshot" | "checkpoint") && matches!(wanted, "snapshot" | "checkpoint"))
+        || (running == "snapshot_with_quiesce" && wanted == "snapshot")
         || (wanted == "hard_shutdown" && running != "hard_shutdown")
         || (wanted == "shutdown" && running != "shutdown" && running != "hard_shutdown")
 }
@@ -129,6 +141,15 @@ fn assert_disks_persist(db: &Db, vm: &str) -> Outcome<()> {
         return Err(Failure::new("VM_HAS_VUSBS", [vm]));
     }
     Ok(())
+}
+
+/// Whether a quiesced snapshot can be asked for: the release still has it, and an agent in the guest says it can do its
+/// part (`xapi_vm_lifecycle.ml` of those releases). Removed in 8.1.
+fn can_quiesce(state: &State, vm: &str) -> bool {
+    let metrics = state.db.text("VM", vm, "guest_metrics");
+    let other = state.db.map("VM_guest_metrics", &metrics, "other");
+    let says = ["feature-quiesce", "feature-snapshot"].iter().any(|key| other.contains_key(*key));
+    state.api < QUIESCE_REMOVED && says
 }
 
 /// PV and PVH guests are assumed to be able to; HVM guests must have said so.
@@ -191,6 +212,7 @@ mod tests {
     #[test]
     fn overlaps_follow_the_toolstack() {
         assert!(may_overlap("clone", "export") && may_overlap("snapshot", "snapshot"));
+        assert!(may_overlap("checkpoint", "snapshot") && !may_overlap("checkpoint", "clone"));
         assert!(
             may_overlap("clean_shutdown", "hard_shutdown") && !may_overlap("hard_shutdown", "hard_shutdown")
         );

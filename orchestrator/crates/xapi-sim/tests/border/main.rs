@@ -7,10 +7,14 @@
 //! | `tracking` | changed blocks through snapshots, growth, deletion and attachment |
 //! | `transfer` | XVA import, raw and VHD export, raw import |
 //! | `delegates` | the appliance's worker as a process: whole jobs, and every way they end |
+//! | `moments` | checkpoints, quiesced snapshots, reverts, disks that move |
+//! | `storage` | repositories of several hosts, thin and thick, and the chains of their disks |
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
 //! | `contents` | what the disks held at each snapshot |
+//! | `faults` | every fault that can be asked for, named for what a client sees |
 //! | `freeze` | calls that are never answered, and the list of all calls |
+//! | `steps` | asynchronous calls that wait for a test |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
 
@@ -21,9 +25,13 @@ mod contents;
 mod delegates;
 mod events;
 mod fate;
+mod faults;
 mod foreign;
 mod freeze;
+mod moments;
 mod states;
+mod storage;
+mod steps;
 mod support;
 mod tracking;
 mod transfer;

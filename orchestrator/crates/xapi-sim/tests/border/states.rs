@@ -257,5 +257,6 @@ fn a_huge_sparse_disk_snapshots_in_no_time() {
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     let disk = client.snapshot_disk(&snapshot, &disks[0]);
     assert_eq!(client.read(&disk, (2 << 40) - 4096, 4096), [5; 4096]);
-    assert!(client.call("VDI.get_physical_utilisation", json!([disk])).as_i64().unwrap() < 1 << 20);
+    // The snapshot holds nothing itself; its allocation table alone is 4 MiB.
+    assert!(client.call("VDI.get_physical_utilisation", json!([disk])).as_i64().unwrap() < 5 << 20);
 }

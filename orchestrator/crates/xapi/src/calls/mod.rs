@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::record::{Class, FromValue, Ref, Uuid, expect, expect_record};
-use crate::records::{Pool, Records, Session};
+use crate::records::{Host, Pool, Records, Session};
 use crate::value::Value;
 
 pub use network::VifCreate;
@@ -86,6 +86,15 @@ impl Client {
     pub async fn pool(&self) -> Result<(Ref<Pool>, Pool)> {
         let none = || Error::new(Kind::Protocol, "pool.get_all_records", "the pool lists no pool");
         self.get_all_records::<Pool>().await?.into_iter().next().ok_or_else(none)
+    }
+
+    /// The pool, with its members remembered: where the master falls silent they are asked who the master is, and
+    /// a host that answers for another pool is not taken for ours.
+    pub async fn learn_pool(&self) -> Result<(Ref<Pool>, Pool)> {
+        let (reference, pool) = self.pool().await?;
+        let hosts = self.get_all_records::<Host>().await?;
+        self.sessions().remember(pool.uuid.clone(), hosts.into_values().map(|host| host.address));
+        Ok((reference, pool))
     }
 
     /// Our own session: what the role permits, among others.

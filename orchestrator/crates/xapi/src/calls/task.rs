@@ -58,7 +58,7 @@ impl Client {
 
     /// Tags help to find a task after a crash; a task that is gone already needs none.
     async fn tag(&self, task: &Ref<Task>) {
-        for (key, value) in &self.options().task_tags {
+        for (key, value) in self.task_tags() {
             let _ = self.add_to_other_config(task, key, value).await;
         }
     }

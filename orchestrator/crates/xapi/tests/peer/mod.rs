@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 
 pub const SESSION: &str = "OpaqueRef:5e551017-5ec2-4e75-8e55-100000000000";
 
@@ -58,6 +59,7 @@ pub struct Peer {
     pub address: SocketAddr,
     pub connections: Arc<AtomicUsize>,
     pub requests: Arc<Mutex<Vec<Request>>>,
+    tasks: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 impl Peer {
@@ -70,22 +72,35 @@ impl Peer {
         handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.expect("bind");
-        let peer = Self {
-            address: listener.local_addr().expect("address"),
-            connections: Arc::default(),
-            requests: Arc::default(),
-        };
+        let mut peer = Self::detached();
+        peer.address = listener.local_addr().expect("address");
         let (clone, handler) = (peer.clone(), Arc::new(handler));
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 clone.serve(stream, handler.clone());
             }
         });
+        peer.tasks.lock().expect("no panic").push(accepting.abort_handle());
         peer
     }
 
     pub fn detached() -> Self {
-        Self { address: ([127, 0, 0, 1], 0).into(), connections: Arc::default(), requests: Arc::default() }
+        Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            connections: Arc::default(),
+            requests: Arc::default(),
+            tasks: Arc::default(),
+        }
+    }
+
+    /// As if the machine lost its power: nothing listens any more, open connections end.
+    pub async fn stop(&self) {
+        for task in self.tasks.lock().expect("no panic").drain(..) {
+            task.abort();
+        }
+        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub fn serve<S>(&self, stream: S, handler: Arc<Handler>)
@@ -94,7 +109,7 @@ impl Peer {
     {
         self.connections.fetch_add(1, Ordering::SeqCst);
         let requests = self.requests.clone();
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let mut stream = stream;
             while let Some(request) = read_request(&mut stream).await {
                 requests.lock().expect("no panic").push(request.clone());
@@ -113,6 +128,7 @@ impl Peer {
                 }
             }
         });
+        self.tasks.lock().expect("no panic").push(serving.abort_handle());
     }
 
     pub fn url(&self) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use xapi_sim::guest::Engine;
-use xapi_sim::{Config, Error, Flavour, Simulator};
+use xapi_sim::{Coalesce, Config, Error, Flavour, Simulator, SrSpec};
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -34,6 +34,16 @@ pub(crate) struct ServeArgs {
     /// Size of each storage repository in GiB.
     #[arg(long, default_value_t = 4096)]
     sr_gib: u64,
+    /// One more storage repository: name=NAME,type=TYPE[,shared=BOOL][,host=N][,capacity=SIZE][,default=BOOL]; types are
+    /// ext, file, nfs, smb (thin), lvm, lvmoiscsi, lvmohba (thick), iscsi, udev, iso; may be repeated.
+    #[arg(long = "sr", value_name = "SPEC")]
+    srs: Vec<SrSpec>,
+    /// Shorten chains of deleted snapshots at once (auto), or only when the control port is asked (manual).
+    #[arg(long, default_value = "auto")]
+    coalesce: Coalesce,
+    /// Round the sizes of disks up to whole 2 MiB blocks, as VHD repositories do. Without it sizes are exact.
+    #[arg(long)]
+    round_sizes: bool,
     /// Seconds a wrong password is left waiting.
     #[arg(long, default_value_t = 5)]
     login_delay: u64,
@@ -46,6 +56,9 @@ pub(crate) struct ServeArgs {
     /// Log what every disk holds at each snapshot of a VM.
     #[arg(long)]
     snapshot_digests: bool,
+    /// Let asynchronous calls wait until `POST /lab/step` runs the next one.
+    #[arg(long)]
+    step: bool,
     /// Path of the Unix socket [default: DIR/xapi.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -86,6 +99,9 @@ impl ServeArgs {
         config.user.clone_from(&self.user);
         config.hosts = self.hosts;
         config.sr_capacity = self.sr_gib << 30;
+        config.srs.clone_from(&self.srs);
+        config.coalesce = self.coalesce;
+        config.round_sizes = self.round_sizes;
         config.login_delay = Duration::from_secs(self.login_delay);
         config.detach_lag = Duration::from_millis(self.detach_lag_ms);
         if matches!(self.delegates, Delegates::Process) {
@@ -98,6 +114,7 @@ impl ServeArgs {
             config.delegates = Engine::Process { program };
         }
         config.snapshot_digests = self.snapshot_digests;
+        config.step = self.step;
         config.socket.clone_from(&self.socket);
         config.ports = [self.https_port, self.http_port, self.lab_port];
         Ok(config)

@@ -1,0 +1,160 @@
+//! What jobs left in the pool: ours of ended jobs, references that are good for nothing any more, and what
+//! another installation made. Nothing here is removed: that is `abd reconcile`'s work, or the other one's.
+
+use super::facts::Facts;
+use super::finding::{Code, Finding};
+use crate::cleanup::is_made_by_jobs;
+use crate::pool::{TAG_JOB, TAG_OWNER, TAG_REFERENCE};
+use std::collections::BTreeMap;
+use xapi::{StringMap, VdiType};
+
+/// Objects that are named; the rest is counted.
+const NAMED: usize = 5;
+
+/// Checks what lies around.
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let mut ours = Vec::new();
+    let mut foreign: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut note = |tags: &StringMap, object: String| {
+        let Some(owner) = tags.get(TAG_OWNER) else { return };
+        if *owner != facts.owner {
+            foreign.entry(owner.clone()).or_default().push(object);
+        } else if tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job)) {
+            ours.push(object);
+        }
+    };
+    for vm in facts.vms.values() {
+        note(&vm.other_config, format!("VM '{}' ({})", vm.name_label, vm.uuid));
+    }
+    for vdi in facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi)) {
+        note(&vdi.other_config, format!("disk '{}' ({})", vdi.name_label, vdi.uuid));
+    }
+    let pool = &facts.name;
+    let mut findings = vec![if ours.is_empty() {
+        Finding::ok(
+            Code::Leftovers,
+            facts.pool_object(),
+            format!("nothing of ended jobs lies around in pool '{pool}'"),
+        )
+    } else {
+        Finding::warning(
+            Code::Leftovers,
+            facts.pool_object(),
+            format!("ended jobs left this in pool '{pool}': {}", list(&ours)),
+            "run `abd reconcile`",
+        )
+    }];
+    let stale = stale_references(facts);
+    if !stale.is_empty() {
+        findings.push(Finding::warning(
+            Code::StaleReferences,
+            facts.pool_object(),
+            format!("references of disks that are gone are in pool '{pool}': {}", list(&stale)),
+            "run `abd reconcile`",
+        ));
+    }
+    for (owner, objects) in foreign {
+        findings.push(Finding::warning(
+            Code::ForeignObjects,
+            facts.pool_object(),
+            format!("installation {owner} has this in pool '{pool}': {}", list(&objects)),
+            "nothing here touches it; if that installation is gone for good, remove it by hand",
+        ));
+    }
+    findings
+}
+
+/// References of ours whose live disk is gone.
+fn stale_references(facts: &Facts) -> Vec<String> {
+    let references = facts.vdis.values().filter(|vdi| {
+        vdi.kind == VdiType::CbtMetadata && vdi.other_config.get(TAG_OWNER) == Some(&facts.owner)
+    });
+    let gone = references.filter(|vdi| {
+        let live = vdi.other_config.get(TAG_REFERENCE);
+        live.is_some_and(|live| !facts.vdis.values().any(|vdi| vdi.uuid.as_str() == live))
+    });
+    gone.map(|vdi| vdi.uuid.to_string()).collect()
+}
+
+fn list(objects: &[String]) -> String {
+    let named = objects.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    match objects.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::Sample;
+    use super::*;
+    use crate::pool::TAG_DELEGATE;
+    use crate::preflight::finding::Level;
+    use xapi::{Ref, Vdi};
+
+    const OWNER: &str = "our-installation";
+
+    fn sample() -> Sample {
+        let mut sample = Sample::new();
+        sample.facts.owner = OWNER.into();
+        sample
+    }
+
+    fn add(sample: &mut Sample, name: &str, owner: &str, more: (&str, &str), kind: VdiType) {
+        let tags = [(TAG_OWNER, owner), (TAG_JOB, "job-1"), more];
+        let vdi = Vdi {
+            name_label: name.into(),
+            kind,
+            other_config: tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..Vdi::default()
+        };
+        sample.facts.vdis.insert(Ref::from_opaque(format!("OpaqueRef:{name}")), vdi);
+    }
+
+    fn found(sample: &Sample) -> Vec<(Code, Level)> {
+        check(&sample.facts).iter().map(|finding| (finding.code, finding.level)).collect()
+    }
+
+    #[test]
+    fn only_objects_of_ended_jobs_are_leftovers() {
+        let mut sample = sample();
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+        add(&mut sample, "boot disk", OWNER, (TAG_DELEGATE, "job-1"), VdiType::User);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Warning)]);
+        assert!(check(&sample.facts)[0].message.contains("disk 'boot disk'"));
+        sample.facts.live_jobs.insert("job-1".into());
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+    }
+
+    #[test]
+    fn many_leftovers_are_counted() {
+        let mut sample = sample();
+        for index in 0..NAMED + 2 {
+            add(&mut sample, &format!("disk {index}"), OWNER, (TAG_DELEGATE, "job-1"), VdiType::User);
+        }
+        assert!(check(&sample.facts)[0].message.ends_with("and 2 more"), "{:?}", check(&sample.facts));
+    }
+
+    #[test]
+    fn a_reference_is_stale_once_its_disk_is_gone() {
+        let mut sample = sample();
+        let live = sample.disk(0).uuid.to_string();
+        add(&mut sample, "reference", OWNER, (TAG_REFERENCE, &live), VdiType::CbtMetadata);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+        let disk = sample.disk_reference(0);
+        sample.facts.vdis.remove(&disk);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok), (Code::StaleReferences, Level::Warning)]);
+    }
+
+    #[test]
+    fn objects_of_another_installation_are_named_and_no_leftovers_of_ours() {
+        let mut sample = sample();
+        add(&mut sample, "their disk", "other-installation", (TAG_DELEGATE, "job-1"), VdiType::User);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok), (Code::ForeignObjects, Level::Warning)]);
+        assert!(
+            check(&sample.facts)[1].message.contains("other-installation has this"),
+            "{:?}",
+            check(&sample.facts)
+        );
+    }
+}

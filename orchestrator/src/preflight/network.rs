@@ -1,0 +1,144 @@
+//! The delegates' network: that it exists, and that it leads out of the hosts that could run them.
+
+use super::facts::Facts;
+use super::finding::{Code, Finding, Object, ObjectKind};
+use xapi::{Host, Network, Pif, Ref};
+
+/// `other_config` key of the network between guests and their host.
+const INTERNAL: &str = "is_host_internal_management_network";
+
+/// The adapters that connect a network to the outside.
+fn adapters<'a>(facts: &'a Facts, network: &'a Ref<Network>) -> impl Iterator<Item = &'a Pif> {
+    facts.pifs.values().filter(move |pif| pif.network == *network)
+}
+
+/// Whether the delegates' network leads out of a host. A network without any adapter, such as an internal one, leads
+/// wherever it leads: that is said once, for the pool.
+pub(super) fn leads_to(facts: &Facts, host: &Ref<Host>) -> bool {
+    let Ok(network) = &facts.network else { return true };
+    let mut all = adapters(facts, network).peekable();
+    all.peek().is_none() || all.any(|pif| pif.host == *host && pif.currently_attached)
+}
+
+/// Checks the network of the delegates.
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let reference = match &facts.network {
+        Ok(reference) => reference,
+        Err(missing) => {
+            let mut finding =
+                Finding::error(Code::Network, facts.pool_object(), &missing.message, &missing.remedy);
+            finding.kind = missing.kind;
+            return vec![finding];
+        }
+    };
+    let Some(network) = facts.networks.get(reference) else {
+        let message = format!("the network that delegates used is gone from pool '{}'", facts.name);
+        let remedy = "name another: abd pool remove, then abd pool add --network NETWORK";
+        return vec![Finding::error(Code::Network, facts.pool_object(), message, remedy)];
+    };
+    let name = &network.name_label;
+    let object = || Object::new(ObjectKind::Network, name, &network.uuid);
+    if adapters(facts, reference).next().is_none() && !network.other_config.contains_key(INTERNAL) {
+        return vec![Finding::error(
+            Code::Network,
+            object(),
+            format!("network '{name}' has no adapter on any host: delegates cannot reach this machine"),
+            "name one that reaches this machine: abd pool remove, then abd pool add --network NETWORK",
+        )];
+    }
+    let mut findings = vec![Finding::ok(Code::Network, object(), format!("delegates use network '{name}'"))];
+    let names = |wanted: &dyn Fn(&Ref<Host>) -> bool| -> Vec<String> {
+        let usable = facts.hosts.iter().filter(|(host, _)| facts.is_usable(host) && wanted(host));
+        usable.map(|(_, record)| format!("'{}'", record.name_label)).collect()
+    };
+    let missing = names(&|host| !leads_to(facts, host));
+    if !missing.is_empty() {
+        findings.push(Finding::warning(
+            Code::NetworkHosts,
+            object(),
+            format!("network '{name}' does not reach {}: delegates do not run there", missing.join(", ")),
+            "plug its adapter (PIF) there",
+        ));
+    }
+    let is_down = |pif: &Pif| facts.pif_metrics.get(&pif.metrics).is_some_and(|metrics| !metrics.carrier);
+    let down = names(&|host| {
+        let mut here = adapters(facts, reference).filter(|pif| pif.host == *host && pif.currently_attached);
+        here.any(is_down)
+    });
+    if !down.is_empty() {
+        findings.push(Finding::warning(
+            Code::NetworkHosts,
+            object(),
+            format!("the link of network '{name}' is down on {}", down.join(", ")),
+            "see to the cable or the switch: delegates there do not reach this machine",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::NotFound;
+    use super::super::sample::Sample;
+    use super::*;
+    use crate::error::Kind;
+    use crate::preflight::finding::Level;
+
+    fn found(sample: &Sample) -> Vec<(Code, Level)> {
+        check(&sample.facts).iter().map(|finding| (finding.code, finding.level)).collect()
+    }
+
+    #[test]
+    fn a_network_that_reaches_every_host_is_fine() {
+        assert_eq!(found(&Sample::new()), [(Code::Network, Level::Ok)]);
+    }
+
+    #[test]
+    fn a_network_that_was_not_found_keeps_its_words() {
+        let mut sample = Sample::new();
+        sample.facts.network = Err(NotFound {
+            kind: Kind::NotFound,
+            message: "no network of the pool is named 'backup'".into(),
+            remedy: "see `xe network-list`".into(),
+        });
+        let findings = check(&sample.facts);
+        assert_eq!(found(&sample), [(Code::Network, Level::Error)]);
+        assert_eq!(
+            (findings[0].kind, findings[0].message.as_str()),
+            (Kind::NotFound, "no network of the pool is named 'backup'")
+        );
+    }
+
+    #[test]
+    fn a_host_without_a_plugged_adapter_is_named_and_not_used() {
+        let mut sample = Sample::new();
+        sample.add_host("host-2", 1 << 30, true);
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok)]);
+        let host = sample.host.clone();
+        sample.pif_mut(&host).currently_attached = false;
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok), (Code::NetworkHosts, Level::Warning)]);
+        assert!(!leads_to(&sample.facts, &host));
+        sample.host_mut().enabled = false;
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok)], "a host that runs no VMs needs none");
+    }
+
+    #[test]
+    fn a_link_that_is_down_is_named_and_an_unknown_one_is_not() {
+        let mut sample = Sample::new();
+        let host = sample.host.clone();
+        sample.set_carrier(&host, true);
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok)]);
+        sample.set_carrier(&host, false);
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok), (Code::NetworkHosts, Level::Warning)]);
+    }
+
+    #[test]
+    fn a_network_without_adapters_is_an_error_unless_it_is_the_hosts_own() {
+        let mut sample = Sample::new();
+        sample.facts.pifs.clear();
+        assert_eq!(found(&sample), [(Code::Network, Level::Error)]);
+        let network = sample.facts.networks.values_mut().next().expect("one");
+        network.other_config.insert(INTERNAL.into(), "true".into());
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok)]);
+    }
+}
