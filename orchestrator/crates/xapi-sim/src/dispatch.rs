@@ -2,7 +2,9 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::faults::{Fault, When};
+use crate::http::routes::Entry;
 use crate::lab::contents;
+use crate::lab::fate::host_address;
 use crate::rpc::{Request, json, value::Value};
 use crate::sim::{Args, Context, Sim};
 use crate::store::coerce::coerce;
@@ -24,7 +26,11 @@ pub(crate) enum Reply {
 }
 
 /// Answers one call.
-pub(crate) async fn call(sim: &Arc<Sim>, request: Request, trusted: bool) -> Reply {
+pub(crate) async fn call(sim: &Arc<Sim>, request: Request, entry: Entry) -> Reply {
+    if entry.host != sim.master() {
+        let master = host_address(sim.master()).to_string();
+        return failed(sim, &request.method, Failure::new("HOST_IS_SLAVE", [master]));
+    }
     if request.method == "system.listMethods" {
         sim.log.add("call", json!({"method": request.method, "write": false}));
         return Reply::Bare(Value::texts(names(&sim.methods)));
@@ -55,7 +61,7 @@ pub(crate) async fn call(sim: &Arc<Sim>, request: Request, trusted: bool) -> Rep
         }
     }
     let after = fault.clone().filter(|f| f.drops(When::After) || f.freezes(When::After));
-    let prepared = prepare(sim, &method, request.params, trusted);
+    let prepared = prepare(sim, &method, request.params, entry.trusted);
     let outcome = match prepared {
         Err(failure) => Err(failure),
         Ok((context, args)) if asynchronous => {

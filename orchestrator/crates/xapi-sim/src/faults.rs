@@ -111,11 +111,13 @@ pub(crate) struct Faults {
     pub(crate) dhcp: bool,
     /// Whether the pool may use change tracking.
     pub(crate) cbt_licensed: bool,
+    /// How far the hosts' clocks are ahead of this machine's; negative: behind.
+    pub(crate) clock_offset_s: i64,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Self { planned: Vec::new(), events_to_lose: 0, dhcp: true, cbt_licensed: true }
+        Self { planned: Vec::new(), events_to_lose: 0, dhcp: true, cbt_licensed: true, clock_offset_s: 0 }
     }
 }
 

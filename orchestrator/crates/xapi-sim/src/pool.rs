@@ -3,7 +3,7 @@
 use crate::dispatch::unknown;
 use crate::failure::{Failure, Outcome};
 use crate::rpc::value::Value;
-use crate::sim::{Args, Context, now};
+use crate::sim::{Args, Context, host_time};
 use crate::storage::vdi;
 use crate::store::methods::names;
 use crate::vm::{limits, start};
@@ -36,7 +36,7 @@ fn host_call(context: &Context, name: &str, args: &Args) -> Outcome<Value> {
     context.with(|s| {
         s.db.get("host", host)?;
         match name {
-            "get_servertime" | "get_server_localtime" => Ok(now()),
+            "get_servertime" | "get_server_localtime" => Ok(host_time(context.sim.faults().clock_offset_s)),
             "get_server_certificate" => Ok(Value::text(context.sim.certificate())),
             "compute_free_memory" => Ok(Value::Int(start::free_memory(&s.db, host))),
             "compute_memory_overhead" => Ok(Value::Int(limits::memory_overhead())),

@@ -51,25 +51,28 @@ impl Simulator {
         let [https_port, http_port, lab_port] = config.ports;
         let user = config.user.clone();
         let sim = Arc::new(Sim::new(config));
-        sim.with(|s| seed(s, &sim.config))?;
+        sim.with(|s| seed(s, &sim.config).map(|()| lab::fate::set_addresses(s)))?;
         sim.set_certificate(identity.pem);
 
-        let (https, https_port) = listen::bind(https_port).await?;
-        let (http, http_port) = listen::bind(http_port).await?;
-        let (control, lab_port) = listen::bind(lab_port).await?;
+        let hosts: Vec<_> = (0..sim.config.hosts.max(1)).map(lab::fate::host_address).collect();
+        let (https, https_port) = listen::bind(&hosts, https_port).await?;
+        let (http, http_port) = listen::bind(&hosts, http_port).await?;
+        let (control, lab_port) = listen::bind(&hosts[..1], lab_port).await?;
         let local = listen::bind_unix(&socket)?;
-        let tls = listen::TlsListener { listener: https, acceptor: identity.acceptor };
-        let api = |trusted: bool| {
+        let api = |host: usize, trusted: bool| {
             let sim = sim.clone();
-            move |stream| routes::serve(sim.clone(), stream, trusted)
+            move |stream| routes::serve(sim.clone(), stream, routes::Entry { host, trusted })
         };
-        let for_lab = sim.clone();
-        let tasks = vec![
-            listen::spawn(tls, api(false)),
-            listen::spawn(http, api(false)),
-            listen::spawn(local, api(true)),
-            listen::spawn(control, move |stream| lab::serve(for_lab.clone(), stream)),
-        ];
+        let mut tasks = vec![listen::spawn(local, api(0, true))];
+        for (host, listener) in https.into_iter().enumerate() {
+            let tls = listen::TlsListener { listener, acceptor: identity.acceptor.clone() };
+            tasks.push(listen::spawn(tls, api(host, false)));
+        }
+        tasks.extend(http.into_iter().enumerate().map(|(host, l)| listen::spawn(l, api(host, false))));
+        for listener in control {
+            let sim = sim.clone();
+            tasks.push(listen::spawn(listener, move |stream| lab::serve(sim.clone(), stream)));
+        }
         let ports = Ports {
             https: https_port,
             http: http_port,

@@ -17,6 +17,7 @@ use crate::store::db::Db;
 use crate::store::methods::{Method, methods};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LockResult, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
@@ -80,6 +81,8 @@ pub(crate) struct Sim {
     faults: Mutex<Faults>,
     password: Mutex<String>,
     certificate: OnceLock<String>,
+    /// Number of the host that is the master, from 0.
+    master: AtomicUsize,
 }
 
 impl Sim {
@@ -93,6 +96,7 @@ impl Sim {
             faults: Mutex::default(),
             password: Mutex::new(config.password.clone()),
             certificate: OnceLock::new(),
+            master: AtomicUsize::new(0),
             config,
         }
     }
@@ -139,6 +143,15 @@ impl Sim {
         let _ = self.certificate.set(pem);
     }
 
+    /// Number of the host that is the master, from 0.
+    pub(crate) fn master(&self) -> usize {
+        self.master.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_master(&self, host: usize) {
+        self.master.store(host, Ordering::SeqCst);
+    }
+
     /// Runs disk work off the async threads.
     pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         match tokio::task::spawn_blocking(work).await {
@@ -156,6 +169,12 @@ impl Sim {
 pub(crate) fn now() -> Value {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default();
     Value::Date(format_date(seconds))
+}
+
+/// The time of a host's clock.
+pub(crate) fn host_time(offset_s: i64) -> Value {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default();
+    Value::Date(format_date(seconds.saturating_add_signed(offset_s)))
 }
 
 /// Who calls, and on behalf of which task.

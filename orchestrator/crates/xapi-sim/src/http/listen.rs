@@ -7,7 +7,7 @@ use ring::digest::{SHA256, digest};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::io::BufReader;
@@ -45,13 +45,31 @@ pub(crate) fn identity() -> Result<Identity, Error> {
     })
 }
 
-/// Listens on a loopback port; 0 picks a free one.
-pub(crate) async fn bind(port: u16) -> Result<(TcpListener, u16), Error> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let failed = |source| Error::Listen { address: address.to_string(), source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let port = listener.local_addr().map_err(failed)?.port();
-    Ok((listener, port))
+/// How often another free port is tried where an address had its own use for the first.
+const PORT_TRIES: usize = 8;
+
+/// Listens on the same port of every address; 0 picks one that is free on all of them.
+pub(crate) async fn bind(addresses: &[Ipv4Addr], port: u16) -> Result<(Vec<TcpListener>, u16), Error> {
+    let mut tries = if port == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match bind_all(addresses, port).await {
+            Err(_) if tries > 0 => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn bind_all(addresses: &[Ipv4Addr], mut port: u16) -> Result<(Vec<TcpListener>, u16), Error> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let address = SocketAddr::from((*address, port));
+        let failed = |source| Error::Listen { address: address.to_string(), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        port = listener.local_addr().map_err(failed)?.port();
+        listeners.push(listener);
+    }
+    Ok((listeners, port))
 }
 
 /// Listens on a Unix socket; one left over from an earlier run is replaced.

@@ -12,12 +12,21 @@ use tokio::io::AsyncReadExt;
 /// Largest body of a call: 300 KiB, as on real servers.
 const MAX_CALL_BYTES: u64 = 300 * 1024;
 
-/// Serves one connection until it closes. `trusted` is the Unix socket.
-pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, trusted: bool) -> Result<()> {
+/// The way by which a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    /// Number of the host that it reached, from 0.
+    pub(crate) host: usize,
+    /// The Unix socket: whoever may open it is root.
+    pub(crate) trusted: bool,
+}
+
+/// Serves one connection until it closes.
+pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, entry: Entry) -> Result<()> {
     while let Some(head) = read_head(&mut stream).await? {
         let keep_alive = head.keep_alive;
         match (head.method.as_str(), head.path.as_str()) {
-            ("POST", _) => match call(&sim, &mut stream, &head, trusted).await? {
+            ("POST", _) => match call(&sim, &mut stream, &head, entry).await? {
                 Then::GoOn => {}
                 Then::Cut => return Ok(()),
                 Then::Hold => {
@@ -26,7 +35,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, trusted: bool) -> R
                 }
             },
             ("PUT", "/import" | "/import_raw_vdi") | ("GET", "/export_raw_vdi") => {
-                return transfer::serve(&sim, stream, head, trusted).await;
+                return transfer::serve(&sim, stream, head, entry.trusted).await;
             }
             _ => {
                 respond(&mut stream, 404, &[("content-type", "text/html")], &page(404, &head.path), false)
@@ -53,7 +62,7 @@ enum Then {
 }
 
 /// Answers one call.
-async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -> Result<Then> {
+async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, entry: Entry) -> Result<Then> {
     let html = [("content-type", "text/html")];
     let Some(length) = head.content_length() else {
         respond(stream, 411, &html, &page(411, "Content-Length is required"), false).await?;
@@ -66,7 +75,7 @@ async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -
     let mut body = vec![0; usize::try_from(length).expect("the length is limited")];
     stream.read_exact(&mut body).await?;
     if head.path == "/jsonrpc" {
-        return json_call(sim, stream, head, &body, trusted).await;
+        return json_call(sim, stream, head, &body, entry).await;
     }
     match xml::decode(&body) {
         Err(text) => {
@@ -74,7 +83,7 @@ async fn call(sim: &Arc<Sim>, stream: &mut Stream, head: &Head, trusted: bool) -
             Ok(Then::GoOn)
         }
         Ok(request) => {
-            let (outcome, bare) = match dispatch::call(sim, request, trusted).await {
+            let (outcome, bare) = match dispatch::call(sim, request, entry).await {
                 Reply::Drop => return Ok(Then::Cut),
                 Reply::Freeze => return Ok(Then::Hold),
                 Reply::Outcome(outcome) => (outcome, false),
@@ -92,7 +101,7 @@ async fn json_call(
     stream: &mut Stream,
     head: &Head,
     body: &[u8],
-    trusted: bool,
+    entry: Entry,
 ) -> Result<Then> {
     if !sim.config.json {
         // Servers without JSON-RPC take the path for one more XML-RPC path and say so in their own encoding.
@@ -109,7 +118,7 @@ async fn json_call(
             return Ok(Then::GoOn);
         }
     };
-    let outcome = match dispatch::call(sim, envelope.request, trusted).await {
+    let outcome = match dispatch::call(sim, envelope.request, entry).await {
         Reply::Drop => return Ok(Then::Cut),
         Reply::Freeze => return Ok(Then::Hold),
         Reply::Outcome(outcome) => outcome,

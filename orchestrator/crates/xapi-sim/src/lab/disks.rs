@@ -17,11 +17,11 @@ const CHUNK: usize = 1 << 20;
 
 /// One disk.
 pub(super) struct Disk {
-    context: Context,
-    vdi: String,
-    uuid: String,
+    pub(super) context: Context,
+    pub(super) vdi: String,
+    pub(super) uuid: String,
     path: PathBuf,
-    size: u64,
+    pub(super) size: u64,
 }
 
 impl Disk {

@@ -5,6 +5,7 @@
 pub(crate) mod client;
 pub(crate) mod contents;
 mod disks;
+pub(crate) mod fate;
 mod guests;
 mod inventory;
 mod storage;
@@ -84,6 +85,12 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
             let wanted = json_body(head, stream).await?;
             plan(sim, wanted).map(|()| Answer::Json(json!({})))
         }
+        ("POST", ["lab", "sessions", "drop"]) => Ok(Answer::Json(fate::drop_sessions(&context))),
+        ("POST", ["lab", "host", uuid, "reboot"]) => {
+            fate::reboot(&context, uuid, head).await.map(Answer::Json)
+        }
+        ("POST", ["lab", "host", uuid, "boot"]) => fate::boot(&context, uuid).map(Answer::Json),
+        ("POST", ["lab", "master"]) => fate::change_master(&context, head).map(Answer::Json),
         ("POST", ["lab", "shutdown"]) => {
             sim.stop.notify_one();
             Ok(Answer::Json(json!({})))
@@ -96,6 +103,8 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
                 ("POST", ["zero"]) => disk.zero(head).await.map(Answer::Json),
                 ("GET", ["digest"]) => disk.digest(head).await.map(Answer::Json),
                 ("POST", ["resize"]) => disk.resize(head).map(Answer::Json),
+                ("POST", ["cbt-reset"]) => disk.reset_tracking(head).map(Answer::Json),
+                ("POST", ["cbt-forget"]) => disk.forget_changes(head).map(Answer::Json),
                 ("GET", ["path"]) => Ok(Answer::Json(json!({"path": disk.path()}))),
                 _ => Err(not_found(head)),
             }
@@ -139,7 +148,12 @@ async fn json_body(head: &Head, stream: &mut Stream) -> Outcome<Value> {
 /// What has not struck yet, and how the switches stand.
 fn planned(sim: &Sim) -> Value {
     let faults = sim.faults();
-    json!({"planned": faults.planned(), "dhcp": faults.dhcp, "cbt_licensed": faults.cbt_licensed})
+    json!({
+        "planned": faults.planned(),
+        "dhcp": faults.dhcp,
+        "cbt_licensed": faults.cbt_licensed,
+        "clock_offset_s": faults.clock_offset_s,
+    })
 }
 
 /// Faults and switches; several may stand in one object.
@@ -154,6 +168,10 @@ fn plan(sim: &Sim, wanted: Value) -> Outcome<()> {
     }
     if let Some(on) = wanted.remove("cbt_licensed") {
         faults.cbt_licensed = on.as_bool().ok_or_else(|| bad("cbt_licensed must be true or false"))?;
+    }
+    if let Some(seconds) = wanted.remove("clock_offset_s") {
+        faults.clock_offset_s =
+            seconds.as_i64().ok_or_else(|| bad("clock_offset_s must be a number of seconds"))?;
     }
     let capacity = wanted.remove("sr_capacity");
     if !wanted.is_empty() {

@@ -15,11 +15,13 @@ pub(crate) struct Log {
     child: Option<String>,
     size: u64,
     bits: Vec<u8>,
+    /// Known to miss writes: the host went down while the disk was open.
+    inconsistent: bool,
 }
 
 impl Log {
     fn new(size: u64) -> Self {
-        Self { parent: None, child: None, size, bits: vec![0; bytes_for(size)] }
+        Self { parent: None, child: None, size, bits: vec![0; bytes_for(size)], inconsistent: false }
     }
 
     fn grow(&mut self, size: u64) {
@@ -78,6 +80,7 @@ impl Logs {
         if let Some(child) = log.child.as_ref().and_then(|c| self.0.get_mut(c)) {
             child.parent = log.parent;
             child.bits.iter_mut().zip(&log.bits).for_each(|(to, from)| *to |= from);
+            child.inconsistent |= log.inconsistent;
         }
     }
 
@@ -97,6 +100,27 @@ impl Logs {
         }
     }
 
+    /// The log is known to miss writes from now on.
+    pub(crate) fn mark_inconsistent(&mut self, vdi: &str) {
+        if let Some(log) = self.0.get_mut(vdi) {
+            log.inconsistent = true;
+        }
+    }
+
+    /// Forgets the writes to the granules of a range; answers how many it knew of.
+    pub(crate) fn forget(&mut self, vdi: &str, offset: u64, length: u64) -> u64 {
+        let Some(log) = self.0.get_mut(vdi) else { return 0 };
+        let end = offset.saturating_add(length).min(log.size);
+        let mut forgotten = 0;
+        for granule in offset / GRANULE..end.div_ceil(GRANULE) {
+            let index = usize::try_from(granule / 8).expect("a bitmap fits in memory");
+            let bit = 1 << (granule % 8);
+            forgotten += u64::from(log.bits[index] & bit != 0);
+            log.bits[index] &= !bit;
+        }
+        forgotten
+    }
+
     /// The bitmap of what changed after `from` up to and including `to`, most significant bit first.
     pub(crate) fn changed(&self, from: &str, to: &str) -> Outcome<Vec<u8>> {
         let refuse =
@@ -109,17 +133,20 @@ impl Logs {
         let mut at = self.0.get(from).ok_or_else(unrelated)?;
         let mut bits = vec![0; target.bits.len()];
         let mut shrank = false;
+        let mut inconsistent = false;
         loop {
             let name = at.child.as_deref().ok_or_else(unrelated)?;
             at = self.0.get(name).ok_or_else(unrelated)?;
             shrank |= at.size > target.size;
+            inconsistent |= at.inconsistent;
             bits.iter_mut().zip(&at.bits).for_each(|(to, from): (&mut u8, _)| *to |= from);
             if name == to {
                 break;
             }
         }
-        if shrank {
-            return Err(Failure::storage(459, "Changed blocks metadata is inconsistent", "the disk shrank"));
+        if shrank || inconsistent {
+            let why = if shrank { "the disk shrank" } else { "the log was not closed" };
+            return Err(Failure::storage(459, "Changed blocks metadata is inconsistent", why));
         }
         Ok(bits.into_iter().map(u8::reverse_bits).collect())
     }
@@ -213,6 +240,32 @@ mod tests {
         logs.snapshot("live", "s3");
         assert_eq!(logs.changed("s1", "s2").unwrap(), [0b1000_0000]);
         assert_eq!(logs.changed("s1", "s3").unwrap(), [0b1000_0000, 0b0100_0000]);
+    }
+
+    #[test]
+    fn a_log_that_was_not_closed_spoils_every_difference_across_it_and_no_later_one() {
+        let mut logs = Logs::default();
+        logs.enable("live", 8 * K);
+        logs.snapshot("live", "s1");
+        logs.mark_inconsistent("live");
+        logs.snapshot("live", "s2");
+        logs.snapshot("live", "s3");
+        assert_eq!(code(logs.changed("s1", "s2")), "SR_BACKEND_FAILURE_459");
+        assert_eq!(code(logs.changed("s1", "s3")), "SR_BACKEND_FAILURE_459");
+        assert_eq!(logs.changed("s2", "s3").unwrap(), [0]);
+        logs.delete("s2");
+        assert_eq!(code(logs.changed("s1", "s3")), "SR_BACKEND_FAILURE_459");
+    }
+
+    #[test]
+    fn forgotten_writes_are_no_differences() {
+        let mut logs = Logs::default();
+        logs.enable("live", 20 * K);
+        logs.snapshot("live", "s1");
+        logs.record("live", 0, 20 * K);
+        assert_eq!(logs.forget("live", 2 * K + 1, K), 2);
+        assert_eq!(logs.forget("live", 19 * K, u64::MAX), 1);
+        assert_eq!(logs.changed("s1", "live").unwrap(), [0b1100_1111, 0xff, 0b1110_0000]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | `events` | `event.from`, tasks, cancellation |
 //! | `fate` | the control port: faults, cut connections, the log |
 //! | `contents` | what the disks held at each snapshot |
+//! | `faults` | every fault that can be asked for, named for what a client sees |
 //! | `freeze` | calls that are never answered, and the list of all calls |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
@@ -22,6 +23,7 @@ mod contents;
 mod delegates;
 mod events;
 mod fate;
+mod faults;
 mod foreign;
 mod freeze;
 mod states;

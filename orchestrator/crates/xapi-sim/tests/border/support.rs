@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -100,7 +100,18 @@ impl Drop for Lab {
 
 /// One exchange with a port of this machine.
 pub fn exchange(port: u16, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    exchange_at(([127, 0, 0, 1], port).into(), method, target, headers, body)
+}
+
+/// One exchange with an address.
+pub fn exchange_at(
+    to: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
+    let mut stream = TcpStream::connect(to).unwrap();
     let mut head = format!("{method} {target} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n");
     if !headers
         .iter()
