@@ -132,6 +132,8 @@ pub struct Config {
     /// Whether the log tells what every disk held at each snapshot of a VM; see `lab::contents`. Each snapshot then costs
     /// one reading of its disks.
     pub snapshot_digests: bool,
+    /// Whether asynchronous calls wait until a test lets them run, one by one.
+    pub step: bool,
     /// Path of the Unix socket; `None` puts `xapi.sock` into `dir`.
     pub socket: Option<PathBuf>,
     /// Fixed loopback ports for HTTPS, HTTP and the lab; 0 picks free ones.
@@ -159,6 +161,7 @@ impl Config {
             data_destroy_wait: Duration::from_secs(4),
             delegates: Engine::Qemu,
             snapshot_digests: false,
+            step: false,
             socket: None,
             ports: [0; 3],
         }

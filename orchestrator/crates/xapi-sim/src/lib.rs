@@ -32,6 +32,7 @@ pub mod rpc;
 mod server;
 mod session;
 mod sim;
+mod step;
 mod storage;
 mod store;
 mod task;

@@ -10,6 +10,7 @@ use crate::faults::Faults;
 use crate::flavour::ApiVersion;
 use crate::log::EventLog;
 use crate::rpc::value::{Record, Value, format_date};
+use crate::step::Stepper;
 use crate::storage::cbt::Logs;
 use crate::storage::chain::Chains;
 use crate::storage::track::Baselines;
@@ -77,6 +78,7 @@ pub(crate) struct Sim {
     pub(crate) log: EventLog,
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) stop: Notify,
+    pub(crate) steps: Stepper,
     state: Mutex<State>,
     faults: Mutex<Faults>,
     password: Mutex<String>,
@@ -92,6 +94,7 @@ impl Sim {
             log: EventLog::new(&config.dir.join("events.jsonl")),
             changes: watch::Sender::new(0),
             stop: Notify::new(),
+            steps: Stepper::new(config.step),
             state: Mutex::new(State::new(config.flavour.api)),
             faults: Mutex::default(),
             password: Mutex::new(config.password.clone()),

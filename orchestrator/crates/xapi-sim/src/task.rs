@@ -45,10 +45,18 @@ where
 {
     let task = make(context, label, "");
     let inner = Context { task: Some(task.clone()), ..context.clone() };
+    let turn = inner.sim.steps.queue(&task, label);
     let running = work(inner.clone());
     let reference = task.clone();
     tokio::spawn(async move {
-        let outcome = running.await;
+        // A turn that never comes: the simulator is going away, and this with it.
+        if turn.await.is_err() {
+            return;
+        }
+        let outcome = match inner.check_cancelled() {
+            Ok(()) => running.await,
+            Err(cancelled) => Err(cancelled),
+        };
         finish(&inner, &reference, outcome);
     });
     task

@@ -9,6 +9,7 @@ pub(crate) mod fate;
 mod guests;
 mod inventory;
 mod storage;
+mod steps;
 mod vms;
 
 use crate::failure::{Failure, Outcome};
@@ -91,6 +92,8 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
         }
         ("POST", ["lab", "host", uuid, "boot"]) => fate::boot(&context, uuid).map(Answer::Json),
         ("POST", ["lab", "master"]) => fate::change_master(&context, head).map(Answer::Json),
+        ("GET", ["lab", "step"]) => Ok(Answer::Json(steps::show(sim))),
+        ("POST", ["lab", "step"]) => steps::advance(sim, head).await.map(Answer::Json),
         ("POST", ["lab", "shutdown"]) => {
             sim.stop.notify_one();
             Ok(Answer::Json(json!({})))

@@ -13,6 +13,7 @@
 //! | `contents` | what the disks held at each snapshot |
 //! | `faults` | every fault that can be asked for, named for what a client sees |
 //! | `freeze` | calls that are never answered, and the list of all calls |
+//! | `steps` | asynchronous calls that wait for a test |
 //! | `boots` | real guests: their disks, their end |
 //! | `foreign` | clients that none of us wrote |
 
@@ -28,6 +29,7 @@ mod foreign;
 mod freeze;
 mod states;
 mod storage;
+mod steps;
 mod support;
 mod tracking;
 mod transfer;

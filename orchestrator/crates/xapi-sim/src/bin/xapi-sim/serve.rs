@@ -56,6 +56,9 @@ pub(crate) struct ServeArgs {
     /// Log what every disk holds at each snapshot of a VM.
     #[arg(long)]
     snapshot_digests: bool,
+    /// Let asynchronous calls wait until `POST /lab/step` runs the next one.
+    #[arg(long)]
+    step: bool,
     /// Path of the Unix socket [default: DIR/xapi.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -111,6 +114,7 @@ impl ServeArgs {
             config.delegates = Engine::Process { program };
         }
         config.snapshot_digests = self.snapshot_digests;
+        config.step = self.step;
         config.socket.clone_from(&self.socket);
         config.ports = [self.https_port, self.http_port, self.lab_port];
         Ok(config)
