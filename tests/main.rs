@@ -6,4 +6,5 @@ mod bad_input;
 mod faults;
 mod incremental;
 mod jobs;
+mod kill_points;
 mod pools;

@@ -48,6 +48,11 @@ impl Inventory {
         self.filtered(|class, uuid| others.get(class, uuid).is_none())
     }
 
+    /// The objects of one class whose uuids pass a test.
+    pub fn select(&self, class: &str, wanted: impl Fn(&str) -> bool) -> Self {
+        self.filtered(|found, uuid| found == class && wanted(uuid))
+    }
+
     fn filtered(&self, stays: impl Fn(&str, &str) -> bool) -> Self {
         let of_class = |class: &String, objects: &BTreeMap<String, Value>| {
             let kept = objects.iter().filter(|(uuid, _)| stays(class, uuid));

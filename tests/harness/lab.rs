@@ -248,9 +248,19 @@ impl Lab {
         self.control.json("POST", path, body).expect("the control port answers")
     }
 
+    /// Asks the control port.
+    pub fn get(&self, path: &str) -> Value {
+        self.control.json("GET", path, None).expect("the control port answers")
+    }
+
     /// The event log.
     pub fn log(&self) -> Vec<Value> {
-        self.control.lines("/lab/log").expect("the log")
+        self.log_since(0)
+    }
+
+    /// The event log from an entry on, by its number.
+    pub fn log_since(&self, entry: u64) -> Vec<Value> {
+        self.control.lines(&format!("/lab/log?since={entry}")).expect("the log")
     }
 
     /// Everything in the pool.

@@ -93,6 +93,11 @@ impl Running {
         self.child.wait().expect("it was started here");
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        self.child.try_wait().expect("it was started here").is_some()
+    }
+
     /// Id of the process, for signals.
     pub fn id(&self) -> u32 {
         self.child.id()
