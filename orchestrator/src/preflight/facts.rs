@@ -143,8 +143,8 @@ impl Facts {
             Ok((reference, _)) => Ok(reference),
             Err(error) => Err(NotFound::from_error(error, Kind::NotFound)?),
         };
-        let template = match template::find(pool).await {
-            Ok(template) => Ok(template),
+        let template = match template::usable(pool).await {
+            Ok(mut found) => Ok(found.swap_remove(0).template),
             Err(error) => Err(NotFound::from_error(error, Kind::Template)?),
         };
         let mut facts = Self::read(pool, network, template).await?;

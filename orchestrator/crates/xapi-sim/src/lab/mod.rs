@@ -8,8 +8,8 @@ mod disks;
 pub(crate) mod fate;
 mod guests;
 mod inventory;
-mod storage;
 mod steps;
+mod storage;
 mod vms;
 
 use crate::failure::{Failure, Outcome};

@@ -85,8 +85,8 @@ impl Orchestrator {
 
 fn backup() -> Work {
     let size = ByteCount::new(SIZE as u64);
-    let disks = vec![BackupDisk { userdevice: 4, size, start: Start::Nothing }];
-    Work::Backup { level: 1, pack_size: 16 << 20, disks }
+    let disks = vec![BackupDisk { userdevice: 4, size, start: Start::Nothing, audit: None }];
+    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, disks }
 }
 
 fn lab() -> Lab {
