@@ -144,7 +144,7 @@ fn row(stored: &StoredPoint, doubts: &Doubts) -> Vec<String> {
         disks.len().to_string(),
         sum(&|disk| disk.tree.size),
         modes.join("+"),
-        sum(&|disk| disk.counts.moved),
+        sum(&|disk| ByteCount::new(disk.counts.moved.get().saturating_sub(disk.counts.audited.get()))),
         sum(&|disk| disk.counts.sealed),
         if doubts.concern(stored) { "SUSPECT".into() } else { String::new() },
     ]

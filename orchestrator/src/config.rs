@@ -4,6 +4,7 @@
 //! <state>/owner          uuid of this installation; tags everything it makes in a pool
 //! <state>/pools.toml     pools; no passwords
 //! <state>/journal/       one file per job (see `journal`)
+//! <state>/locks/         one file per run and per VM while they run (see `lock`)
 //! <state>/store/         the store, unless another one is named
 //! ```
 
@@ -110,6 +111,11 @@ impl State {
     /// Where the journal stands.
     pub fn journal_directory(&self) -> PathBuf {
         self.directory.join("journal")
+    }
+
+    /// Where locks stand.
+    pub fn lock_directory(&self) -> PathBuf {
+        self.directory.join("locks")
     }
 
     /// The store that is used where none is named.

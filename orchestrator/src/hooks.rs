@@ -32,10 +32,11 @@ const KEPT: [&str; 2] = ["ABD_STATE_DIR", "ABD_STORE"];
 pub struct Environment(Vec<(&'static str, String)>);
 
 impl Environment {
-    /// Adds a variable.
+    /// Adds a variable. Where it was added before, the later value counts.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.0.push((name, value.into()));
+        // A variable cannot hold a zero byte, and names of VMs come from outside.
+        self.0.push((name, value.into().replace('\0', " ")));
         self
     }
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attempt;
 pub mod catalog;
 pub mod cleanup;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod hooks;
 pub mod job;
 pub mod journal;
 pub mod lock;
+pub mod metrics;
 pub mod pool;
 pub mod preflight;
 pub mod queue;
@@ -27,6 +29,7 @@ pub mod retry;
 pub mod schedule;
 pub mod selection;
 pub mod spec;
+pub mod summary;
 pub mod template;
 pub mod tracking;
 pub mod window;

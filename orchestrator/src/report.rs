@@ -75,6 +75,17 @@ pub enum Event {
         /// Objects that could not be removed from the pool.
         leftovers: Vec<String>,
     },
+    /// A job was left out, as configured.
+    JobSkipped {
+        /// The job's uuid.
+        job: String,
+        /// The VM's name.
+        subject: String,
+        /// Why.
+        reason: String,
+        /// What to do about it.
+        remedy: Option<String>,
+    },
     /// An audit caught change tracking missing writes: earlier restore points are in doubt.
     Alarm {
         /// The job's uuid.
@@ -179,6 +190,8 @@ pub struct DelegateSummary {
 #[derive(Debug)]
 pub struct Report {
     json: bool,
+    /// Whether people see nothing while jobs run, because they read a summary afterwards.
+    quiet: bool,
     bars: Option<MultiProgress>,
     shown: Mutex<HashMap<String, ProgressBar>>,
 }
@@ -188,7 +201,13 @@ impl Report {
     pub fn new(json: bool) -> Self {
         let bars = (!json && std::io::stderr().is_terminal())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
-        Self { json, bars, shown: Mutex::default() }
+        Self { json, quiet: false, bars, shown: Mutex::default() }
+    }
+
+    /// The same without lines about what happens. Programs see all of it still, and so do progress bars.
+    #[must_use]
+    pub fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
     }
 
     /// Whether programs read the output.
@@ -221,12 +240,12 @@ impl Report {
             Event::Bytes { what, done, total } => self.bytes(what, *done, *total),
             Event::Step { job, subject, step } => match self.shown().get(job) {
                 Some(bar) => bar.set_message(step.clone()),
-                None => self.line(&format!("{subject:<20} {step}")),
+                None => self.tell(&format!("{subject:<20} {step}")),
             },
             Event::JobStarted { job, subject } => self.start_bar(job, subject),
             Event::JobDone(summary) => {
                 self.end_bar(&summary.job);
-                self.line(&summary_text(summary));
+                self.tell(&summary_text(summary));
             }
             Event::JobFailed { job, subject, error, remedy, leftovers, .. } => {
                 self.end_bar(job);
@@ -237,15 +256,23 @@ impl Report {
                 for leftover in leftovers {
                     text.push_str(&format!("\n{:20} still in the pool: {leftover}", ""));
                 }
+                self.tell(&text);
+            }
+            Event::JobSkipped { job, subject, reason, remedy } => {
+                self.end_bar(job);
+                let mut text = format!("{subject:<20} skipped: {reason}");
+                if let Some(remedy) = remedy {
+                    text.push_str(&format!("\n{:20} what to do: {remedy}", ""));
+                }
                 self.line(&text);
             }
             Event::DiskPlan { subject, disk, mode, reason, planned, .. } => {
                 let planned = ByteCount::new(*planned);
-                self.line(&format!("{subject:<20} {disk}: {mode}, {planned} to read ({reason})"));
+                self.tell(&format!("{subject:<20} {disk}: {mode}, {planned} to read ({reason})"));
             }
-            Event::Alarm { message, .. } => self.line(&format!("ALARM: {message}")),
-            Event::Warning { message, .. } => self.line(&format!("warning: {message}")),
-            Event::Note { message } => self.line(message),
+            Event::Alarm { message, .. } => self.tell(&format!("ALARM: {message}")),
+            Event::Warning { message, .. } => self.tell(&format!("warning: {message}")),
+            Event::Note { message } => self.tell(message),
         }
     }
 
@@ -284,6 +311,13 @@ impl Report {
         if let Some(bar) = self.shown().get(what) {
             bar.set_length(total.max(1));
             bar.set_position(done);
+        }
+    }
+
+    /// A line about what happens.
+    fn tell(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
         }
     }
 

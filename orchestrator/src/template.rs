@@ -99,7 +99,7 @@ pub fn check(path: &Path) -> Result<xva::Description> {
     }
 }
 
-/// Brings an XVA into the pool. A template of the same version and content is left as it is.
+/// Brings an XVA into the pool. A template of the same version and content on the same storage is left as it is.
 ///
 /// # Errors
 /// [`Kind::Template`] for a bad file; what the pool says otherwise. Nothing is left behind.
@@ -114,9 +114,12 @@ pub async fn import(
         .await
         .map_err(|error| Error::new(Kind::Failed, "checking the template was stopped").because(error))??;
     let digest = description.digest.clone().unwrap_or_default();
-    if let Some(present) = list(pool).await?.into_iter().find(|t| t.version == VERSION && t.digest == digest)
-    {
-        return Ok((present, false));
+    // Storage that not every host sees needs a template of its own for each host.
+    for present in list(pool).await?.into_iter().filter(|t| t.version == VERSION && t.digest == digest) {
+        let there = storage(pool, &present).await?;
+        if sr.is_none_or(|sr| there.iter().all(|found| found == sr)) {
+            return Ok((present, false));
+        }
     }
     let total =
         std::fs::metadata(path).map_err(|error| file_error(Kind::Template, path, "read", error))?.len();

@@ -1,6 +1,6 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, jobs, pools, templates};
+use super::{Command, Session, jobs, pools, run, templates};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -13,7 +13,8 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
     match command {
         Command::Pool(command) => pools::run(session, command).await,
         Command::Template(command) => templates::run(session, command).await,
-        Command::Backup(args) => jobs::backup(session, args).await,
+        Command::Backup(args) => run::backup(session, *args).await,
+        Command::Run(args) => run::run(session, *args).await,
         Command::Restore(args) => jobs::restore(session, args).await,
         Command::List { vm } => {
             let (store, _) = catalog::open(&session.store, false)?;

@@ -1,37 +1,56 @@
-//! `abd backup` and `abd restore`: what a run of jobs needs, and how it ends.
+//! What jobs need, whatever they do, and `abd restore`.
 
-use super::{BackupArgs, DelegateArgs, RestoreArgs, Session, find_sr};
-use crate::error::{Context, Error, Kind, Result};
-use crate::job::{self, DEFAULT_PACK_SIZE, End, JobResult, Run, restore};
+use super::{RestoreArgs, Session, find_sr};
+use crate::config::PoolConfig;
+use crate::error::{Error, Kind, Result};
+use crate::job::{DEFAULT_PACK_SIZE, End, Run, restore};
 use crate::pool::Pool;
 use crate::report::Event;
-use crate::spec::{CbtMode, DelegateOptions, JobOptions};
+use crate::spec::JobOptions;
 use crate::{catalog, template};
-use blocks::ByteCount;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
-use xapi::{Ref, Vm};
+use tokio::sync::watch;
+use xapi::Ref;
 
 /// MTU of a network that does not say.
 const DEFAULT_MTU: u32 = 1500;
 
-/// Connects, opens the store and starts its service: what a run of jobs needs.
-async fn prepare(session: &Session, args: &DelegateArgs, create: bool) -> Result<Run> {
-    let config = session.state.pool(args.pool.as_deref())?;
-    let directory = session.store.clone();
-    let opened = tokio::task::spawn_blocking(move || catalog::open(&directory, create)).await;
+/// What restore points and locks call a run.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    /// Its uuid.
+    pub run: String,
+    /// Name of its job file.
+    pub name: Option<String>,
+}
+
+/// Opens the store, and makes it where that is asked for.
+pub(super) async fn open_store(session: &Session, directory: &Path, create: bool) -> Result<Arc<ads::Store>> {
+    let owned = directory.to_owned();
+    let opened = tokio::task::spawn_blocking(move || catalog::open(&owned, create)).await;
     let (store, made) = opened
         .map_err(|error| Error::new(Kind::Failed, "opening the store was stopped").because(error))??;
     if made {
-        let message = format!("made a store at {}", session.store.display());
+        let message = format!("made a store at {}", directory.display());
         session.report.event(&Event::Note { message });
     }
+    Ok(store)
+}
+
+/// Connects to a pool and starts the store's service for its delegates: what jobs in it need.
+pub(super) async fn enter_pool(
+    session: &Session,
+    config: PoolConfig,
+    store: Arc<ads::Store>,
+    identity: &Identity,
+    cancel: watch::Receiver<bool>,
+) -> Result<Run> {
     let pool = Pool::connect(&session.state, config).await?;
     match prepare_with(session, &pool, store).await {
         Ok((templates, network, service, url)) => Ok(Run {
-            id: uuid::Uuid::new_v4().to_string(),
+            id: identity.run.clone(),
             pool,
             store: service.1,
             service: service.0,
@@ -41,8 +60,8 @@ async fn prepare(session: &Session, args: &DelegateArgs, create: bool) -> Result
             url,
             journals: session.state.journal_directory(),
             report: session.report.clone(),
-            cancel: watch_signals(),
-            name: None,
+            cancel,
+            name: identity.name.clone(),
             pack_size: DEFAULT_PACK_SIZE,
         }),
         Err(error) => {
@@ -92,7 +111,7 @@ async fn clean_up_after_dead_jobs(session: &Session, pool: &Pool) {
 }
 
 /// Turns true at the first SIGINT or SIGTERM. The second ends the process at once; the journal stays whole.
-fn watch_signals() -> watch::Receiver<bool> {
+pub(super) fn watch_signals() -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         use tokio::signal::unix::{SignalKind, signal};
@@ -117,98 +136,13 @@ fn watch_signals() -> watch::Receiver<bool> {
     receiver
 }
 
-fn delegate(args: &DelegateArgs) -> DelegateOptions {
-    DelegateOptions {
-        memory: ByteCount::new(args.delegate_memory << 20),
-        vcpus: args.delegate_vcpus,
-        watchdog: Duration::from_secs(args.watchdog.into()),
-        boot_limit: Duration::from_secs(args.boot_limit),
-        addresses: args.delegate_address.clone(),
-        gateways: args.delegate_gateway.clone(),
-    }
-}
-
-pub(super) async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
-    let options = JobOptions {
-        level: args.level,
-        cbt: if args.no_enable_cbt { CbtMode::Off } else { CbtMode::Auto },
-        full: args.full,
-        read_unallocated: args.read_unallocated,
-        delegate: delegate(&args.delegate),
-        ..JobOptions::default()
-    };
-    if !options.delegate.addresses.is_empty() && args.vms.len() > 1 && args.jobs > 1 {
-        return Err(Error::new(Kind::Usage, "one fixed address cannot serve several delegates at once")
-            .remedy("add --jobs 1, or use DHCP"));
-    }
-    let run = Arc::new(prepare(session, &args.delegate, args.init_store || session.default_store).await?);
-    let result = tokio::task::LocalSet::new().run_until(backup_all(&run, &args, &options)).await;
-    run.pool.close().await;
-    result
-}
-
-async fn backup_all(run: &Arc<Run>, args: &BackupArgs, options: &JobOptions) -> Result<()> {
-    // Every name is checked before the first snapshot is made.
-    let all = run.pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
-    let mut vms: Vec<(Ref<Vm>, Vm)> = Vec::new();
-    for name in &args.vms {
-        let found = run.pool.find_vm(name, &all).await?;
-        if !vms.iter().any(|(reference, _)| *reference == found.0) {
-            vms.push(found);
-        }
-    }
-    let permits = Arc::new(Semaphore::new(usize::try_from(args.jobs).unwrap_or(1)));
-    let mut tasks = tokio::task::JoinSet::new();
-    let count = vms.len();
-    for (reference, record) in vms {
-        let (run, permits, options) = (run.clone(), permits.clone(), options.clone());
-        // Jobs wait for the pool and the delegates; hashing happens in the service's own threads.
-        tasks.spawn_local(async move {
-            let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-            if *run.cancel.borrow() {
-                return Err(Kind::Cancelled);
-            }
-            result(&job::backup::run(&run, &reference, &record, &options, None).await)
-        });
-    }
-    let mut failed = Vec::new();
-    while let Some(result) = tasks.join_next().await {
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(kind)) => failed.push(kind),
-            Err(error) => {
-                tracing::error!("a job ended by itself: {error}");
-                failed.push(Kind::Failed);
-            }
-        }
-    }
-    outcome(count, &failed)
-}
-
-fn result(job: &JobResult) -> Result<(), Kind> {
-    job.end.kind().map_or(Ok(()), Err)
-}
-
-/// The error of a run: the kind of its failed jobs where they agree.
-fn outcome(count: usize, failed: &[Kind]) -> Result<()> {
-    let Some(first) = failed.first() else { return Ok(()) };
-    if failed.contains(&Kind::Alarm) {
-        let message = "an audit failed: earlier restore points are in doubt, the new ones are whole";
-        return Err(Error::new(Kind::Alarm, message).remedy("see `abd list`, which marks them"));
-    }
-    if failed.iter().all(|kind| *kind == Kind::Leftovers) {
-        let message = format!("all {count} jobs did their work, {} left something in the pool", failed.len());
-        return Err(Error::new(Kind::Leftovers, message).remedy("run `abd reconcile`"));
-    }
-    let failed: Vec<_> = failed.iter().filter(|kind| **kind != Kind::Leftovers).collect();
-    let first = failed.first().copied().unwrap_or(first);
-    let kind = if failed.iter().all(|kind| *kind == first) { *first } else { Kind::Failed };
-    Err(Error::new(kind, format!("{} of {count} jobs failed", failed.len())))
-}
-
 pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> {
-    let options = JobOptions { delegate: delegate(&args.delegate), ..JobOptions::default() };
-    let run = prepare(session, &args.delegate, false).await?;
+    let mut options = JobOptions::default();
+    args.delegate.apply(&mut options.delegate);
+    let config = session.state.pool(args.pool.as_deref())?;
+    let store = open_store(session, &session.store, false).await?;
+    let identity = Identity { run: uuid::Uuid::new_v4().to_string(), name: None };
+    let run = enter_pool(session, config, store, &identity, watch_signals()).await?;
     let result = async {
         let (store, id) = (run.store.clone(), args.point.clone());
         let point = tokio::task::spawn_blocking(move || store.find_point(&id))
@@ -229,10 +163,21 @@ pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> 
         let sr = find_sr(&run.pool, args.sr.as_deref()).await?;
         match restore::run(&run, restore::Request { point, disks, sr }, &options).await.end {
             End::Done => Ok(()),
-            end => outcome(1, &Vec::from_iter(end.kind())),
+            end => Err(not_done(end.kind())),
         }
     };
     let result = result.await;
     run.pool.close().await;
     result
+}
+
+/// The error of a restore that did not end well.
+fn not_done(kind: Option<Kind>) -> Error {
+    match kind {
+        Some(Kind::Leftovers) => {
+            Error::new(Kind::Leftovers, "the disks are restored, something is left in the pool")
+                .remedy("run `abd reconcile`")
+        }
+        kind => Error::new(kind.unwrap_or(Kind::Failed), "the restore failed"),
+    }
 }

@@ -2,15 +2,19 @@
 
 mod commands;
 mod jobs;
+mod options;
 mod pools;
+mod run;
 mod templates;
+mod work;
 
 use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pool::Pool;
 use crate::report::Report;
 use clap::{Args, Parser, Subcommand};
-use std::io::Write;
+use options::{DelegateArgs, JobArgs, RunFlags};
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,8 +28,9 @@ Exit codes:
   2  wrong usage                             9  store full
   3  no such VM, pool or restore point      10  damaged data
   4  credentials refused                    11  leftovers in the pool
-  5  pool unreachable                      130  stopped by a signal
-  6  certificate not trusted or changed";
+  5  pool unreachable                       12  nothing done: no VM, or every job left out
+  6  certificate not trusted or changed     13  ALARM: an audit failed
+ 14  another run is active                 130  stopped by a signal";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]
@@ -63,7 +68,14 @@ enum Command {
     #[command(
         after_help = "Example:\n  abd backup web01 db01 mail01\n  abd --json backup --pool dc1 7a9c…-uuid | jq ."
     )]
-    Backup(BackupArgs),
+    Backup(Box<BackupArgs>),
+    /// Run a job file: for cron and systemd timers, and by hand.
+    ///
+    /// Options that are given here go before those of the file, for every VM.
+    #[command(
+        after_help = "Example:\n  abd run /etc/abd/nightly.toml\n  abd run nightly.toml --dry-run\n  abd run --keys\n\norchestrator/README.md has a whole job file, the exit codes and units for systemd."
+    )]
+    Run(Box<RunArgs>),
     /// List restore points.
     #[command(after_help = "Example:\n  abd list web01")]
     List {
@@ -211,56 +223,37 @@ enum TemplateCommand {
 }
 
 #[derive(Debug, Args)]
-struct DelegateArgs {
-    /// The pool, where more than one is known.
+struct RunArgs {
+    /// The job file. `abd run --keys` prints what can stand in it.
+    #[arg(required_unless_present = "keys", value_name = "JOBFILE")]
+    file: Option<PathBuf>,
+    /// Print every key of a job file with its default and what is allowed.
     #[arg(long)]
-    pool: Option<String>,
-    /// Memory of each delegate in MiB.
-    #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=65536))]
-    delegate_memory: u64,
-    /// Processors of each delegate.
-    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=16))]
-    delegate_vcpus: u32,
-    /// Fixed addresses (CIDR) for the delegate instead of DHCP; for runs with one delegate.
-    #[arg(long, value_name = "CIDR")]
-    delegate_address: Vec<String>,
-    /// Gateways, with --delegate-address.
-    #[arg(long, value_name = "ADDRESS", requires = "delegate_address")]
-    delegate_gateway: Vec<IpAddr>,
-    /// A delegate that gets nowhere or hears nothing for this many seconds powers itself off.
-    #[arg(long, default_value_t = 90, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(10..))]
-    watchdog: u16,
-    /// How many seconds a delegate may take from its start to its first call.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=3600))]
-    boot_limit: u64,
+    keys: bool,
+    #[command(flatten)]
+    jobs: JobArgs,
+    #[command(flatten)]
+    flags: RunFlags,
 }
 
 #[derive(Debug, Args)]
 struct BackupArgs {
-    /// VMs, by name or uuid.
-    #[arg(required = true)]
+    /// VMs, by name, uuid or pattern.
+    #[arg(required_unless_present = "tag")]
     vms: Vec<String>,
+    /// VMs with this tag.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Leave out VMs of this name or pattern.
+    #[arg(long, value_name = "NAME")]
+    exclude: Vec<String>,
+    /// The pool, where more than one is known.
+    #[arg(long)]
+    pool: Option<String>,
     #[command(flatten)]
-    delegate: DelegateArgs,
-    /// Most jobs at once; each has a delegate of its own.
-    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
-    jobs: u32,
-    /// Do not switch change tracking on where it is off.
-    #[arg(long)]
-    no_enable_cbt: bool,
-    /// Make the store where the directory of --store is missing or empty. The default store is made by itself;
-    /// a named one is not, because an empty directory may be a mount point without its file system.
-    #[arg(long)]
-    init_store: bool,
-    /// Start from no earlier restore point: every block is offered to the store again.
-    #[arg(long)]
-    full: bool,
-    /// Read unallocated space too on a first backup.
-    #[arg(long)]
-    read_unallocated: bool,
-    /// zstd level.
-    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-7..=19))]
-    level: i8,
+    jobs: JobArgs,
+    #[command(flatten)]
+    flags: RunFlags,
 }
 
 #[derive(Debug, Args)]
@@ -273,6 +266,9 @@ struct RestoreArgs {
     /// Storage repository for the new VDIs, by name or uuid [default: the pool's default].
     #[arg(long)]
     sr: Option<String>,
+    /// The pool, where more than one is known.
+    #[arg(long)]
+    pool: Option<String>,
     #[command(flatten)]
     delegate: DelegateArgs,
 }
@@ -330,8 +326,12 @@ fn run(cli: Cli) -> Result<()> {
     let state = State::open(cli.state_dir.unwrap_or_else(State::default_directory))?;
     let default_store = cli.store.is_none();
     let store = cli.store.unwrap_or_else(|| state.default_store());
-    let session =
-        Session { state, store, default_store, report: Arc::new(Report::new(cli.json)), json: cli.json };
+    // Where a run's output goes to a mail or a file, its summary says it all; what happens goes to the log.
+    let quiet =
+        matches!(cli.command, Command::Run(_)) && cli.verbose == 0 && !std::io::stdout().is_terminal();
+    let report = Report::new(cli.json);
+    let report = Arc::new(if quiet { report.quiet() } else { report });
+    let session = Session { state, store, default_store, report, json: cli.json };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

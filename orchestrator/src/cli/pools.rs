@@ -87,18 +87,25 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
 }
 
 /// Records the certificates of all hosts of the pool, as the trusted one tells them: a call may be redirected to any of
-/// them, and any may become the coordinator. Hosts that do not tell are left out.
+/// them, and any may become the coordinator, which is looked for on the pool's own port. Hosts that do not tell are left
+/// out.
 async fn pin_hosts(client: &xapi::Client, certificates: &mut BTreeMap<String, String>) {
     let hosts = match client.get_all_records::<xapi::Host>().await {
         Ok(hosts) => hosts,
         Err(error) => return tracing::warn!("only one certificate is recorded: {error}"),
     };
+    let pool_port = match client.endpoint().await {
+        Endpoint::Https { port, .. } => port,
+        _ => HTTPS_PORT,
+    };
     for (reference, host) in hosts {
         let asked = client.call("host.get_server_certificate", vec![reference.as_str().into()]).await;
         let der = asked.ok().and_then(|value| pem_to_der(value.as_str()?));
         let Some(der) = der.filter(|_| !host.address.is_empty()) else { continue };
-        let address = Endpoint::Https { host: host.address.clone(), port: HTTPS_PORT }.address();
-        certificates.entry(address).or_insert_with(|| pin::Fingerprint::of(&der).to_string());
+        for port in [pool_port, HTTPS_PORT] {
+            let address = Endpoint::Https { host: host.address.clone(), port }.address();
+            certificates.entry(address).or_insert_with(|| pin::Fingerprint::of(&der).to_string());
+        }
     }
 }
 

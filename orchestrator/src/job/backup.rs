@@ -10,6 +10,7 @@ use super::snapshot::Snapshot;
 use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
 use crate::error::{Error, Kind, Result};
 use crate::journal::Entry;
+use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::spec::JobOptions;
 use crate::tracking::Mode;
 use std::collections::BTreeMap;
@@ -47,6 +48,11 @@ pub async fn run(
     };
     let started = Instant::now();
     let mut entries = Vec::new();
+    match job.enter(vm, record).await {
+        Ok(None) => {}
+        Ok(Some(why)) => return job.skipped(&why),
+        Err(error) => return job.abandon(error.into(), &entries).await,
+    }
     match job.backup(vm, record, host, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
@@ -56,6 +62,30 @@ pub async fn run(
 }
 
 impl Job<'_> {
+    /// Everything that would make the job fail later is found out now, before anything is touched. Gives why the job
+    /// is left out this time, where the storage is busy and the job is configured so.
+    async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Option<Finding>> {
+        self.step("check");
+        let history = self.history(record.uuid.as_str()).await?;
+        let known = Known { templates: self.run.templates.clone(), network: self.run.network.clone() };
+        let usual_changes = preflight::usual_changes(history.points());
+        let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
+        let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
+        match preflight::gate(&self.run.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
+            Gate::Go { warnings } => {
+                for finding in warnings {
+                    self.warn(finding.message);
+                }
+                Ok(None)
+            }
+            Gate::Skip(finding) => Ok(Some(finding)),
+            Gate::Refuse(findings) => match preflight::refusal(&findings) {
+                Some(error) => Err(error),
+                None => Ok(None),
+            },
+        }
+    }
+
     async fn backup(
         &self,
         vm: &Ref<Vm>,

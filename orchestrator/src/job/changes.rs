@@ -50,6 +50,11 @@ pub(super) struct Plan {
 }
 
 impl History {
+    /// All of them, oldest first, whether they may be started from or not.
+    pub(super) fn points(&self) -> &[StoredPoint] {
+        &self.points
+    }
+
     /// The newest point.
     pub(super) fn newest(&self) -> Option<PointId> {
         self.usable().last().map(|stored| stored.id)

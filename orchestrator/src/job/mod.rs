@@ -95,6 +95,8 @@ pub enum End {
     Leftovers,
     /// The work is done, and an audit puts earlier restore points in doubt.
     Alarm,
+    /// It was left out, as configured: see the error for why. Nothing was touched.
+    Skipped,
     /// It failed.
     Failed(Kind),
 }
@@ -106,6 +108,7 @@ impl End {
             End::Done => None,
             End::Leftovers => Some(Kind::Leftovers),
             End::Alarm => Some(Kind::Alarm),
+            End::Skipped => Some(Kind::NothingDone),
             End::Failed(kind) => Some(kind),
         }
     }
@@ -222,6 +225,25 @@ impl<'a> Job<'a> {
     fn succeeded(self, summary: JobSummary) -> JobResult {
         let end = if summary.alarms.is_empty() { End::Done } else { End::Alarm };
         let result = JobResult { summary: Some(summary), ..self.result(end) };
+        if let Err(error) = self.journal.finish() {
+            tracing::warn!("{}", error.chain());
+        }
+        result
+    }
+
+    /// The end of a job that did not begin.
+    fn skipped(self, why: &crate::preflight::Finding) -> JobResult {
+        self.run.report.event(&Event::JobSkipped {
+            job: self.id.clone(),
+            subject: self.subject.clone(),
+            reason: why.message.clone(),
+            remedy: why.remedy.clone(),
+        });
+        let result = JobResult {
+            error: Some(why.message.clone()),
+            remedy: why.remedy.clone(),
+            ..self.result(End::Skipped)
+        };
         if let Err(error) = self.journal.finish() {
             tracing::warn!("{}", error.chain());
         }

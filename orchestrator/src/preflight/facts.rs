@@ -3,8 +3,9 @@
 
 use super::finding::{Object, ObjectKind};
 use crate::error::{Context, Error, Kind, Result};
+use crate::job::placement::Site;
 use crate::pool::Pool;
-use crate::template::{self, Template};
+use crate::template::{self, TemplateAt};
 use blocks::ByteCount;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -100,8 +101,8 @@ pub struct Facts {
     pub pif_metrics: Records<PifMetrics>,
     /// The network that delegates use.
     pub network: std::result::Result<Ref<Network>, NotFound>,
-    /// The template that delegates are cloned from.
-    pub template: std::result::Result<Template, NotFound>,
+    /// The templates that delegates are cloned from, with their storage: at least one.
+    pub templates: std::result::Result<Vec<TemplateAt>, NotFound>,
     /// Our session; only read for a whole pool.
     pub session: Option<Session>,
     /// The clocks; only read for a whole pool.
@@ -119,8 +120,8 @@ pub struct Facts {
 /// What a run of jobs has found already.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// The delegates' template.
-    pub template: Template,
+    /// The delegates' templates.
+    pub templates: Vec<TemplateAt>,
     /// Their network.
     pub network: Ref<Network>,
 }
@@ -131,7 +132,7 @@ impl Facts {
     /// # Errors
     /// What the pool says, naming what was read.
     pub async fn for_job(pool: &Pool, known: &Known) -> Result<Self> {
-        Self::read(pool, Ok(known.network.clone()), Ok(known.template.clone())).await
+        Self::read(pool, Ok(known.network.clone()), Ok(known.templates.clone())).await
     }
 
     /// Reads what the checks of the whole pool need.
@@ -143,11 +144,11 @@ impl Facts {
             Ok((reference, _)) => Ok(reference),
             Err(error) => Err(NotFound::from_error(error, Kind::NotFound)?),
         };
-        let template = match template::usable(pool).await {
-            Ok(mut found) => Ok(found.swap_remove(0).template),
+        let templates = match template::usable(pool).await {
+            Ok(templates) => Ok(templates),
             Err(error) => Err(NotFound::from_error(error, Kind::Template)?),
         };
-        let mut facts = Self::read(pool, network, template).await?;
+        let mut facts = Self::read(pool, network, templates).await?;
         facts.session = Some(pool.client.session().await.context(|| "look at our session".into())?);
         facts.clocks = clocks(pool, &facts.pool.master).await;
         // Releases before 8.2 have no such class.
@@ -161,7 +162,7 @@ impl Facts {
     async fn read(
         pool: &Pool,
         network: std::result::Result<Ref<Network>, NotFound>,
-        template: std::result::Result<Template, NotFound>,
+        templates: std::result::Result<Vec<TemplateAt>, NotFound>,
     ) -> Result<Self> {
         let client = &pool.client;
         let (_, record) = client.pool().await.context(|| "look at the pool".into())?;
@@ -184,7 +185,7 @@ impl Facts {
             sms: client.get_all_records().await.unwrap_or_default(),
             pif_metrics: client.get_all_records().await.unwrap_or_default(),
             network,
-            template,
+            templates,
             session: None,
             clocks: None,
             certificates: Records::new(),
@@ -225,6 +226,22 @@ impl Facts {
     /// Whether a host has storage plugged.
     pub fn sees(&self, host: &Ref<Host>, sr: &Ref<Sr>) -> bool {
         self.pbds.values().any(|pbd| pbd.host == *host && pbd.sr == *sr && pbd.currently_attached)
+    }
+
+    /// The templates, none where that is what is wrong.
+    pub fn templates(&self) -> &[TemplateAt] {
+        self.templates.as_deref().unwrap_or_default()
+    }
+
+    /// What storage the hosts that pass a test see, for placing delegates.
+    pub fn site(&self, wanted: impl Fn(&Ref<Host>, &Host) -> bool) -> Site {
+        let hosts = self.hosts.iter().filter(|(reference, host)| wanted(reference, host));
+        let sees = hosts.map(|(reference, _)| {
+            let plugged = self.pbds.values().filter(|pbd| pbd.host == *reference && pbd.currently_attached);
+            (reference.clone(), plugged.map(|pbd| pbd.sr.clone()).collect())
+        });
+        let names = self.srs.iter().map(|(reference, sr)| (reference.clone(), sr.name_label.clone()));
+        Site { sees: sees.collect(), names: names.collect() }
     }
 
     /// Whether a host takes new VMs.

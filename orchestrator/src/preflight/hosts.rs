@@ -2,10 +2,11 @@
 
 use super::facts::Facts;
 use super::finding::{Code, Finding};
+use crate::error::Result;
+use crate::job::placement::{self, Round};
 use crate::spec::JobOptions;
 use blocks::ByteCount;
-use std::collections::BTreeSet;
-use xapi::{Host, Ref, Sr, Vm};
+use xapi::{Host, Vm};
 
 /// Pages of a domain.
 const PAGES_PER_MIB: u64 = 256;
@@ -39,26 +40,23 @@ pub fn has_memory(facts: &Facts, host: &Host, options: &JobOptions) -> bool {
     free_memory(facts, host).is_none_or(|free| free >= needed)
 }
 
-/// The storage that a job of this VM needs on one host: that of its disks, and that of the delegate's own.
-pub(super) fn needed_storage(facts: &Facts, vm: &Vm, options: &JobOptions) -> BTreeSet<Ref<Sr>> {
+/// The delegates that a job of this VM runs, one after the other, each on a host that takes new VMs, leads to the
+/// delegates' network and passes the test.
+///
+/// # Errors
+/// Which storage is seen by none of them.
+pub fn rounds(
+    facts: &Facts,
+    vm: &Vm,
+    options: &JobOptions,
+    wanted: impl Fn(&Host) -> bool,
+) -> Result<Vec<Round>> {
+    let site = facts.site(|reference, host| {
+        facts.is_usable(reference) && super::network::leads_to(facts, reference) && wanted(host)
+    });
     let disks = facts.disks(vm).into_iter().filter(|disk| !super::vm::is_excluded(disk, options));
-    let template = facts.template.as_ref().ok().and_then(|found| facts.vms.get(&found.reference));
-    let template = template.map(|template| facts.disks(template)).unwrap_or_default();
-    disks.chain(template).map(|disk| disk.vdi.sr.clone()).collect()
-}
-
-/// Hosts that take new VMs and lead to the delegates' network.
-pub(super) fn reachable(facts: &Facts) -> Vec<&Ref<Host>> {
-    let hosts = facts.hosts.keys().filter(|host| facts.is_usable(host));
-    hosts.filter(|host| super::network::leads_to(facts, host)).collect()
-}
-
-/// Hosts that could run a delegate for this VM, were it not for memory.
-pub fn suitable<'a>(facts: &'a Facts, vm: &Vm, options: &JobOptions) -> Vec<&'a Ref<Host>> {
-    let needed = needed_storage(facts, vm, options);
-    let mut hosts = reachable(facts);
-    hosts.retain(|host| needed.iter().all(|sr| facts.sees(host, sr)));
-    hosts
+    let storage: Vec<_> = disks.map(|disk| disk.vdi.sr.clone()).collect();
+    placement::rounds(&storage, &site, facts.templates(), &placement::preference(None, Some(vm)))
 }
 
 /// Hosts that take no delegates, or have no memory for one.
@@ -103,55 +101,30 @@ fn no_memory(facts: &Facts, host: &Host, options: &JobOptions) -> Finding {
     )
 }
 
-/// Whether some host can run a delegate for this VM.
+/// Whether hosts can run the delegates for this VM.
 pub(super) fn check_vm(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Finding> {
-    let suitable = suitable(facts, vm, options);
-    if suitable.is_empty() {
-        return vec![no_host(facts, vm, options)];
-    }
-    let records = suitable.iter().filter_map(|host| facts.hosts.get(host));
-    if records.clone().any(|host| has_memory(facts, host, options)) {
+    if facts.templates.is_err() || facts.network.is_err() {
+        // That is said once, for the pool.
         return Vec::new();
     }
+    let name = &vm.name_label;
+    if let Err(error) = rounds(facts, vm, options, |_| true) {
+        let message = format!("no host can run a delegate for '{name}': {error}");
+        let remedy = error.remedy_text().unwrap_or("see the findings about hosts and storage");
+        return vec![Finding::error(Code::VmNoHost, Facts::vm_object(vm), message, remedy)];
+    }
+    let Err(error) = rounds(facts, vm, options, |host| has_memory(facts, host, options)) else {
+        return Vec::new();
+    };
     let needed = footprint(options.delegate.memory, options.delegate.vcpus);
-    let names: Vec<_> = records.map(|host| format!("'{}'", host.name_label)).collect();
     vec![Finding::error(
         Code::HostMemory,
         Facts::vm_object(vm),
         format!(
-            "no host that can run a delegate for '{}' has the {needed} of memory that it takes: {}",
-            vm.name_label,
-            names.join(", ")
+            "without hosts that have less than {needed} of memory free, no delegate for '{name}' can run: {error}"
         ),
-        "free some on one of them, or give the delegate less with --delegate-memory",
+        "free some on a host that sees the VM's disks, or give the delegate less with --delegate-memory",
     )]
-}
-
-/// Says which storage is missing on which host.
-fn no_host(facts: &Facts, vm: &Vm, options: &JobOptions) -> Finding {
-    let needed = needed_storage(facts, vm, options);
-    let mut reasons = Vec::new();
-    for (reference, host) in &facts.hosts {
-        let unseen: Vec<_> = needed
-            .iter()
-            .filter(|sr| !facts.sees(reference, sr))
-            .map(|sr| format!("'{}'", facts.srs.get(sr).map_or(sr.as_str(), |record| &record.name_label)))
-            .collect();
-        let reason = if !facts.is_usable(reference) {
-            "takes no new VMs".to_owned()
-        } else if !unseen.is_empty() {
-            format!("does not see storage {}", unseen.join(", "))
-        } else {
-            "is not on the delegates' network".to_owned()
-        };
-        reasons.push(format!("'{}' {reason}", host.name_label));
-    }
-    Finding::error(
-        Code::VmNoHost,
-        Facts::vm_object(vm),
-        format!("no host can run a delegate for '{}': {}", vm.name_label, reasons.join("; ")),
-        "plug the storage on one host, or import the template to storage that the VM's host sees",
-    )
 }
 
 #[cfg(test)]
@@ -197,22 +170,28 @@ mod tests {
     }
 
     #[test]
-    fn disks_that_no_single_host_sees_are_named_with_their_storage() {
+    fn disks_that_no_host_with_a_template_sees_are_named_with_their_storage() {
         let mut sample = Sample::new();
         let other = sample.add_sr("Local storage 2");
-        sample.add_host("host-2", 64 << 30, false);
-        sample.plug("host-2", &other);
-        assert_eq!(found(&sample), []);
         sample.add_disk_on(&other, 1 << 30);
         let findings = check_vm(&sample.facts, sample.vm(), &JobOptions::default());
         let [finding] = findings.as_slice() else { panic!("{findings:?}") };
         assert_eq!(finding.code, Code::VmNoHost);
-        for part in [
-            "'host-1' does not see storage 'Local storage 2'",
-            "'host-2' does not see storage 'Local storage'",
-        ] {
-            assert!(finding.message.contains(part), "{part} in {}", finding.message);
-        }
+        assert!(finding.message.contains("'Local storage 2'"), "{}", finding.message);
+        sample.add_host("host-2", 64 << 30, false);
+        sample.plug("host-2", &other);
+        assert_eq!(found(&sample), [(Code::VmNoHost, Level::Error)], "no template there");
+        sample.add_template_on(&other);
+        assert_eq!(found(&sample), [], "two delegates, one on each host");
+    }
+
+    #[test]
+    fn a_host_off_the_delegates_network_runs_none() {
+        let mut sample = Sample::new();
+        sample.add_host("host-2", 64 << 30, false);
+        let host = sample.host.clone();
+        sample.pif_mut(&host).currently_attached = false;
+        assert_eq!(found(&sample), [(Code::VmNoHost, Level::Error)]);
     }
 
     #[test]

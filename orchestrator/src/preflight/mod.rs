@@ -30,7 +30,7 @@ pub use facts::{Disk, Facts, Known};
 pub use finding::{Code, Finding, Level, Object, ObjectKind, refusal, worst};
 pub use gate::{Gate, Subject, gate, usual_changes};
 pub use here::{Calling, Here, check as check_here, check_calling};
-pub use hosts::{footprint, has_memory, suitable as suitable_hosts};
+pub use hosts::{footprint, has_memory, rounds};
 pub use permissions::{BACKUP as BACKUP_CALLS, TRACKING as TRACKING_CALLS};
 pub use space::costs as snapshot_costs;
 pub use text::{WIDTH, text};

@@ -2,7 +2,7 @@
 //! template, and a VM 'web01' with one disk of 10 GiB.
 
 use super::facts::{Facts, Records};
-use crate::template::Template;
+use crate::template::{Template, TemplateAt};
 use std::collections::{BTreeMap, BTreeSet};
 use xapi::{
     Class, Host, HostMetrics, Network, Pbd, Pif, PifMetrics, Pool, Ref, Sr, Uuid, Vbd, VbdType, Vdi, Vm,
@@ -24,7 +24,6 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn new() -> Self {
         let network = Ref::from_opaque("OpaqueRef:network");
-        let template = Ref::from_opaque("OpaqueRef:template");
         let facts = Facts {
             name: "dc1".into(),
             owner: "our-installation".into(),
@@ -43,12 +42,7 @@ impl Sample {
             pifs: Records::new(),
             pif_metrics: Records::new(),
             network: Ok(network.clone()),
-            template: Ok(Template {
-                reference: template.clone(),
-                uuid: "template-uuid".into(),
-                version: "0.1.0".into(),
-                digest: String::new(),
-            }),
+            templates: Ok(Vec::new()),
             session: None,
             clocks: None,
             certificates: Records::new(),
@@ -74,10 +68,8 @@ impl Sample {
         let web01 = Vm { name_label: "web01".into(), uuid: sample.uuid(), ..Vm::default() };
         sample.facts.vms.insert(vm, web01);
         sample.add_disk(10 << 30);
-        let record = Vm { is_a_template: true, uuid: sample.uuid(), ..Vm::default() };
-        sample.facts.vms.insert(template.clone(), record);
         let sr = sample.sr.clone();
-        sample.add_drive(&template, "0", &sr, TEMPLATE_BYTES);
+        sample.add_template_on(&sr);
         sample
     }
 
@@ -184,14 +176,33 @@ impl Sample {
         vbd
     }
 
+    pub(super) fn add_template_on(&mut self, sr: &Ref<Sr>) {
+        let reference: Ref<Vm> = self.fresh();
+        let record = Vm { is_a_template: true, uuid: self.uuid(), ..Vm::default() };
+        self.facts.vms.insert(reference.clone(), record);
+        self.add_drive(&reference, "0", sr, TEMPLATE_BYTES);
+        let template = Template {
+            reference,
+            uuid: "template-uuid".into(),
+            version: "0.1.0".into(),
+            digest: String::new(),
+        };
+        let at = TemplateAt { template, storage: vec![sr.clone()] };
+        self.facts.templates.as_mut().expect("templates").push(at);
+    }
+
+    fn template(&self) -> Ref<Vm> {
+        self.facts.templates()[0].template.reference.clone()
+    }
+
     pub(super) fn without_template(&mut self) {
-        let template = self.facts.template.clone().expect("the template").reference;
+        let template = self.template();
         self.facts.vms.remove(&template);
     }
 
     /// Another drive of the template, without a disk.
     pub(super) fn add_template_drive(&mut self, userdevice: &str) {
-        let template = self.facts.template.clone().expect("the template").reference;
+        let template = self.template();
         let vbd: Ref<Vbd> = self.fresh();
         self.facts.vms.get_mut(&template).expect("the template").vbds.push(vbd.clone());
         let drive = Vbd { vm: template, userdevice: userdevice.into(), kind: VbdType::Cd, ..Vbd::default() };
@@ -199,7 +210,7 @@ impl Sample {
     }
 
     pub(super) fn template_disk_reference(&self) -> Ref<Vdi> {
-        let template = self.facts.template.clone().expect("the template").reference;
+        let template = self.template();
         self.facts.disks(&self.facts.vms[&template])[0].reference.clone()
     }
 

@@ -20,7 +20,7 @@ use super::facts::{Disk, Facts};
 use super::finding::{Code, Finding};
 use crate::spec::JobOptions;
 use blocks::ByteCount;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use xapi::{Ref, Sr, Vdi, Vm};
 
 /// LVM hands out space in pieces of this size.
@@ -120,7 +120,11 @@ pub fn costs(facts: &Facts, vm: &Vm, options: &JobOptions) -> BTreeMap<Ref<Sr>, 
     {
         add(&sr, ByteCount::new(vm.memory_static_max));
     }
-    if let Some(template) = facts.template.as_ref().ok().and_then(|found| facts.vms.get(&found.reference)) {
+    // Each round has a delegate of its own, but only one at a time. Where none can run, that is said elsewhere.
+    let rounds = super::hosts::rounds(facts, vm, options, |_| true).unwrap_or_default();
+    let templates: BTreeSet<usize> = rounds.iter().map(|round| round.template).collect();
+    let used = templates.iter().filter_map(|at| facts.templates().get(*at));
+    for template in used.filter_map(|at| facts.vms.get(&at.template.reference)) {
         for disk in facts.disks(template) {
             let clone = match disk.sr.map_or(Provision::Thin, Provision::of) {
                 Provision::Thin => disk.vdi.virtual_size,

@@ -8,8 +8,8 @@ use xapi::{Ref, Sr};
 
 /// Storage repositories that matter to jobs: those of the VMs' disks and of the template's.
 fn in_use(facts: &Facts) -> BTreeSet<&Ref<Sr>> {
-    let template = facts.template.as_ref().ok().and_then(|found| facts.vms.get(&found.reference));
-    let vms = facts.candidates().map(|(_, vm)| vm).chain(template);
+    let templates = facts.templates().iter().filter_map(|at| facts.vms.get(&at.template.reference));
+    let vms = facts.candidates().map(|(_, vm)| vm).chain(templates);
     vms.flat_map(|vm| facts.disks(vm)).map(|disk| &disk.vdi.sr).collect()
 }
 

@@ -3,12 +3,13 @@
 use super::facts::Facts;
 use super::finding::{Code, Finding};
 use crate::job::FIRST_POSITION;
-use xapi::Vbd;
+use crate::template::TemplateAt;
+use xapi::{Host, Ref, Vbd};
 
-/// Checks the template of the delegates.
+/// Checks the templates of the delegates.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    let template = match &facts.template {
-        Ok(template) => template,
+    let templates = match &facts.templates {
+        Ok(templates) => templates,
         Err(missing) => {
             let mut finding =
                 Finding::error(Code::Template, facts.pool_object(), &missing.message, &missing.remedy);
@@ -16,19 +17,38 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             return vec![finding];
         }
     };
+    let mut findings: Vec<_> = templates.iter().map(|template| one(facts, template)).collect();
+    let usable = || facts.hosts.iter().filter(|(host, _)| facts.is_usable(host));
+    let sees_one = |host: &Ref<Host>| {
+        templates.iter().any(|template| template.storage.iter().all(|sr| facts.sees(host, sr)))
+    };
+    let unseen: Vec<_> = usable().filter(|(host, _)| !sees_one(host)).collect();
+    if !unseen.is_empty() {
+        let names: Vec<_> = unseen.iter().map(|(_, host)| format!("'{}'", host.name_label)).collect();
+        let message = format!("no appliance template is on storage that {} can see", names.join(", "));
+        let remedy =
+            "import it there, or to storage that the hosts share: abd template import FILE.xva --sr SR";
+        let make = if unseen.len() == usable().count() { Finding::error } else { Finding::warning };
+        findings.push(make(Code::TemplateStorage, facts.pool_object(), message, remedy.to_owned()));
+    }
+    findings
+}
+
+/// Checks one template and its disk.
+fn one(facts: &Facts, template: &TemplateAt) -> Finding {
     let again = "import it again: abd template remove, then abd template import FILE.xva";
-    let Some(vm) = facts.vms.get(&template.reference) else {
-        let message = format!("the appliance template is gone from pool '{}'", facts.name);
-        return vec![Finding::error(Code::Template, facts.pool_object(), message, again)];
+    let Some(vm) = facts.vms.get(&template.template.reference) else {
+        let message = format!("an appliance template is gone from pool '{}'", facts.name);
+        return Finding::error(Code::Template, facts.pool_object(), message, again);
     };
     let disks = facts.disks(vm);
-    let bad =
-        |message: String| vec![Finding::error(Code::TemplateDisk, Facts::vm_object(vm), message, again)];
+    let bad = |message: String| Finding::error(Code::TemplateDisk, Facts::vm_object(vm), message, again);
     let [disk] = disks.as_slice() else {
         return bad(format!("the appliance template has {} disks instead of one", disks.len()));
     };
+    let sr = disk.sr.map_or("unknown storage", |sr| &sr.name_label);
     if disk.vdi.missing {
-        return bad("the storage has lost the disk of the appliance template".into());
+        return bad(format!("storage '{sr}' has lost the disk of the appliance template"));
     }
     // The delegate's disks come to these positions.
     let taken =
@@ -36,26 +56,11 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     if let Some(vbd) = vm.vbds.iter().filter_map(|vbd| facts.vbds.get(vbd)).find(taken) {
         return bad(format!("the appliance template has a drive at position {}", vbd.userdevice));
     }
-    let version = &template.version;
-    let mut findings = vec![Finding::ok(
+    Finding::ok(
         Code::Template,
         Facts::vm_object(vm),
-        format!("the appliance template is there, version {version}"),
-    )];
-    let usable = || facts.hosts.iter().filter(|(host, _)| facts.is_usable(host));
-    let unseen: Vec<_> = usable()
-        .filter(|(host, _)| !facts.sees(host, &disk.vdi.sr))
-        .map(|(_, record)| format!("'{}'", record.name_label))
-        .collect();
-    if !unseen.is_empty() {
-        let sr = disk.sr.map_or("its storage", |sr| &sr.name_label);
-        let message = format!("the appliance template is on '{sr}', which {} cannot see", unseen.join(", "));
-        let remedy = "for VMs whose disks only those hosts see, import it to storage that they share";
-        let all = unseen.len() == usable().count();
-        let make = if all { Finding::error } else { Finding::warning };
-        findings.push(make(Code::TemplateStorage, Facts::vm_object(vm), message, remedy.to_owned()));
-    }
-    findings
+        format!("the appliance template is on storage '{sr}', version {}", template.template.version),
+    )
 }
 
 #[cfg(test)]
@@ -80,7 +85,7 @@ mod tests {
         let mut sample = Sample::new();
         let missing =
             NotFound { kind: Kind::Template, message: "not there".into(), remedy: "import it".into() };
-        sample.facts.template = Err(missing);
+        sample.facts.templates = Err(missing);
         assert_eq!(found(&sample), [(Code::Template, Level::Error)]);
         assert_eq!(check(&sample.facts)[0].kind, Kind::Template);
     }
@@ -110,11 +115,7 @@ mod tests {
         let mut sample = Sample::new();
         sample.add_host("host-2", 1 << 30, false);
         assert_eq!(found(&sample), [(Code::Template, Level::Ok), (Code::TemplateStorage, Level::Warning)]);
-        assert!(
-            check(&sample.facts)[1].message.contains("'host-2' cannot see"),
-            "{:?}",
-            check(&sample.facts)
-        );
+        assert!(check(&sample.facts)[1].message.contains("'host-2' can see"), "{:?}", check(&sample.facts));
         sample.host_mut().enabled = false;
         assert_eq!(found(&sample), [(Code::Template, Level::Ok), (Code::TemplateStorage, Level::Error)]);
     }

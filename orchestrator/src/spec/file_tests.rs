@@ -87,7 +87,7 @@ fn everything_that_a_file_can_say_arrives() {
     assert_eq!(options.delegate.memory, ByteCount::new(256 << 20));
     assert_eq!(options.delegate.watchdog, Duration::from_secs(120));
     let limits = spec.run.limits;
-    assert_eq!((limits.max_jobs, limits.max_jobs_per_sr, limits.max_jobs_per_host), (8, 1, 2));
+    assert_eq!((limits.max_jobs, limits.max_jobs_per_sr, limits.max_jobs_per_host), (8, 1, 4));
     assert_eq!(limits.delegate_memory_budget, Some(ByteCount::new(2 << 30)));
     assert_eq!(
         spec.run.window.as_ref().map(ToString::to_string).expect("a window").matches(" or ").count(),

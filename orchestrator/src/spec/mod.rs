@@ -12,7 +12,8 @@ mod values;
 
 pub use disks::{DiskFacts, DiskFilter, Pattern};
 pub use file::{Key, Override, RunSpec, Selection, keys, parse_text, read_file};
-pub use values::{parse_duration, parse_percent, parse_rate, parse_size};
+pub use settings::parse_cidr;
+pub use values::{parse_duration, parse_pause, parse_percent, parse_rate, parse_size, parse_wait};
 
 use crate::window::Window;
 use blocks::ByteCount;
@@ -266,8 +267,8 @@ impl Default for Limits {
         Self {
             max_jobs: 4,
             max_jobs_per_pool: None,
-            // A delegate keeps one processor of a host busy, and its disks' back end in dom0 another one.
-            max_jobs_per_host: 2,
+            // As many as the run has: what limits a pool of one host is the run's own limit.
+            max_jobs_per_host: 4,
             // Sequential readers slow each other down on shared storage, and production with them.
             max_jobs_per_sr: 4,
             delegate_memory_budget: None,

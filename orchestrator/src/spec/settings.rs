@@ -2,7 +2,7 @@
 //! say and what the documents print.
 
 use super::reader::{Raw, Setting, Table};
-use super::values::{parse_duration, parse_percent, parse_rate, parse_seconds, parse_size};
+use super::values::{parse_pause, parse_percent, parse_rate, parse_seconds, parse_size, parse_wait};
 use super::{
     CHAIN_LIMIT, CbtMode, CoalescePolicy, DELEGATE_MEMORY, Hook, HookCommand, HookFailure, JobOptions,
     LEVELS, MAX_JOBS, MAX_RETRIES, RunOptions, WindowEnd,
@@ -11,9 +11,6 @@ use crate::window::Window;
 use blocks::ByteCount;
 use std::net::IpAddr;
 use std::time::Duration;
-
-/// Longest time limit of a hook, wait for a coalesce, or pause before a retry: a day.
-const DAY_SECONDS: u64 = 24 * 3600;
 
 macro_rules! setting {
     ($key:literal, $default:literal, $allowed:expr, $about:literal, |$target:ident, $raw:ident| $set:expr) => {
@@ -138,7 +135,7 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         "\"60 s\"",
         "a duration, 1 s to a day",
         "pause before that; it doubles each time",
-        |o, v| o.retry_pause = v.parsed(|text| parse_seconds(text, 1, DAY_SECONDS))?
+        |o, v| o.retry_pause = v.parsed(parse_pause)?
     ),
     setting!(
         "before_job",
@@ -170,7 +167,7 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         "[]",
         "a list of addresses in CIDR form; with max_jobs = 1",
         "fixed addresses instead of DHCP",
-        |o, v| o.delegate.addresses = v.parsed_list(cidr)?
+        |o, v| o.delegate.addresses = v.parsed_list(parse_cidr)?
     ),
     setting!(
         "delegate_gateways",
@@ -208,7 +205,7 @@ pub(super) const RUN: &[Setting<RunOptions>] = &[
         .limits
         .max_jobs_per_pool =
         Some(v.integer(1..=MAX_JOBS)?)),
-    setting!("max_jobs_per_host", "2", "a whole number, 1 to 64", "delegates at once on one host", |o, v| {
+    setting!("max_jobs_per_host", "4", "a whole number, 1 to 64", "delegates at once on one host", |o, v| {
         o.limits.max_jobs_per_host = v.integer(1..=MAX_JOBS)?
     }),
     setting!(
@@ -281,7 +278,7 @@ fn coalesce(raw: &Raw, present: CoalescePolicy) -> Result<CoalescePolicy, String
 }
 
 fn coalesce_limit(raw: &Raw, present: CoalescePolicy) -> Result<CoalescePolicy, String> {
-    let limit = raw.parsed(|text| parse_seconds(text, 0, DAY_SECONDS))?;
+    let limit = raw.parsed(parse_wait)?;
     match present {
         CoalescePolicy::Wait { .. } => Ok(CoalescePolicy::Wait { limit }),
         CoalescePolicy::Skip | CoalescePolicy::Ignore => Err("nothing waits with this `coalesce`".into()),
@@ -304,8 +301,11 @@ fn memory(raw: &Raw) -> Result<ByteCount, String> {
     Ok(memory)
 }
 
-/// An address with the length of its network's prefix.
-pub(super) fn cidr(text: &str) -> Result<String, String> {
+/// Reads an address with the length of its network's prefix, as it is.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_cidr(text: &str) -> Result<String, String> {
     let wrong = || format!("'{text}' is not an address in CIDR form, such as 10.0.0.9/24");
     let (host, prefix) = text.split_once('/').ok_or_else(wrong)?;
     let host: IpAddr = host.parse().map_err(|_| wrong())?;
@@ -346,11 +346,7 @@ fn hook(raw: &Raw, on_failure: HookFailure) -> Result<Hook, String> {
 }
 
 fn hook_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(text)?;
-    if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(DAY_SECONDS) {
-        return Err(format!("a hook's timeout is 1 s to a day, not '{text}'"));
-    }
-    Ok(timeout)
+    parse_pause(text).map_err(|wrong| format!("a hook's timeout: {wrong}"))
 }
 
 fn command(raw: &Raw) -> Result<HookCommand, String> {

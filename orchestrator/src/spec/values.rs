@@ -74,6 +74,25 @@ pub(super) fn parse_seconds(text: &str, least: u64, most: u64) -> Result<Duratio
     Ok(duration)
 }
 
+/// Longest pause before a retry, wait for a coalesce, or time of a hook: a day.
+const DAY_SECONDS: u64 = 24 * 3600;
+
+/// Reads a pause before a retry: 1 s to a day.
+///
+/// # Errors
+/// What is wrong, and the bounds.
+pub fn parse_pause(text: &str) -> Result<Duration, String> {
+    parse_seconds(text, 1, DAY_SECONDS)
+}
+
+/// Reads how long something is waited for: up to a day.
+///
+/// # Errors
+/// What is wrong, and the bounds.
+pub fn parse_wait(text: &str) -> Result<Duration, String> {
+    parse_seconds(text, 0, DAY_SECONDS)
+}
+
 /// Reads a share in percent, such as `0.1`, as parts per million. Digits past the fourth are refused, not rounded.
 ///
 /// # Errors

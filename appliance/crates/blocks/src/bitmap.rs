@@ -134,8 +134,9 @@ impl ChangedBlocks {
         }
     }
 
-    /// Adds every block of `other`, which may belong to an earlier, smaller state of the same disk.
-    /// Blocks that this disk does not have are dropped.
+    /// Adds every block of `other`, which may belong to another state of the same disk. Of an earlier, smaller
+    /// one nothing is known about what was gained since: that is [`insert_growth`](Self::insert_growth)'s. Blocks of a
+    /// larger one that this disk does not have are dropped.
     pub fn union(&mut self, other: &ChangedBlocks) {
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;

@@ -2,6 +2,7 @@
 
 use crate::flavour::Flavour;
 use crate::guest::Engine;
+use crate::rbac::Role;
 use serde::Deserialize;
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -71,6 +72,28 @@ fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// One more user who may log in, with less than everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: String,
+    /// The password.
+    pub password: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+impl FromStr for User {
+    type Err = String;
+
+    /// `NAME:PASSWORD:ROLE`; the password may hold colons.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':').and_then(|(name, rest)| Some((name, rest.rsplit_once(':')?)));
+        let (name, (password, role)) = parts.ok_or("NAME:PASSWORD:ROLE is expected")?;
+        Ok(Self { name: name.to_owned(), password: password.to_owned(), role: role.parse()? })
+    }
+}
+
 /// When storage shortens the chains that deleted snapshots leave behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Coalesce {
@@ -102,10 +125,12 @@ pub struct Config {
     pub flavour: Flavour,
     /// Whether `/jsonrpc` exists; `false` makes clients fall back to XML-RPC.
     pub json: bool,
-    /// The one user with a password.
+    /// The local superuser.
     pub user: String,
     /// Its password.
     pub password: String,
+    /// Further users with roles.
+    pub extra_users: Vec<User>,
     /// How long a wrong password is left waiting. Real servers: 5 s.
     pub login_delay: Duration,
     /// Number of hosts, each with a local storage repository.
@@ -149,6 +174,7 @@ impl Config {
             json: true,
             user: "root".into(),
             password: "password".into(),
+            extra_users: Vec::new(),
             login_delay: Duration::ZERO,
             hosts: 1,
             sr_capacity: 1 << 42,
@@ -183,6 +209,16 @@ mod tests {
             ["", "name=x", "name=x,type=nfs,host=a", "name=x,type=nfs,size=1", "name=x,type=nfs,capacity=1X"]
         {
             assert!(bad.parse::<SrSpec>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_name_password_and_role() {
+        let user: User = "backup:pass:word:vm-power-admin".parse().unwrap();
+        assert_eq!((user.name.as_str(), user.password.as_str()), ("backup", "pass:word"));
+        assert_eq!(user.role, Role::VmPowerAdmin);
+        for bad in ["", "a:b", "a:b:king", "a"] {
+            assert!(bad.parse::<User>().is_err(), "{bad}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::rpc::{Request, json, value::Value};
 use crate::sim::{Args, Context, Sim};
 use crate::store::coerce::coerce;
 use crate::store::methods::{Action, Method, names};
-use crate::{event, generic, messages, network, pool, session, storage, task, vbd, vif, vm, writes};
+use crate::{event, generic, messages, network, pool, rbac, session, storage, task, vbd, vif, vm, writes};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -182,6 +182,7 @@ fn prepare(
     let context = Context { sim: sim.clone(), session, task: None, trusted };
     if method.session {
         session::check(&context)?;
+        rbac::check(&context, method)?;
     }
     Ok((context, Args(args)))
 }

@@ -57,6 +57,7 @@ const FLAVOURS: &[Flavour] = &[
     release("xs-7.2", XS, "7.2.0", "2.3.0", 7, true),
     release("xs-7.3", XS, "7.3.0", "2.4.0", 8, true),
     release("xs-7.6", XS, "7.6.0", "2.7.0", 11, true),
+    release("ch-8.0", "Citrix Hypervisor", "8.0.0", "3.0.0", 12, true),
     release("ch-8.2", "Citrix Hypervisor", "8.2.0", "3.2.0", 15, true),
     release("xs-8", XS, "8.4.0", "3.4.0", 21, true),
     release("xcp-8.2", XCP, "8.2.1", "3.2.1", 15, true),
@@ -86,6 +87,21 @@ impl Flavour {
             name: name.to_owned(),
             known: FLAVOURS.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
         })
+    }
+
+    /// Change tracking came with 7.3.
+    pub(crate) fn tracks_changes(&self) -> bool {
+        self.api >= ApiVersion::v2(8)
+    }
+
+    /// Whether everything is free: no feature needs a licence.
+    pub(crate) fn is_free(&self) -> bool {
+        self.brand == XCP
+    }
+
+    /// Quiesced snapshots are gone from 8.1 on.
+    pub(crate) fn quiesces(api: ApiVersion) -> bool {
+        api < ApiVersion::v2(14)
     }
 
     /// Version 2 errors were arrays before API 2.8.

@@ -2,6 +2,7 @@
 
 use crate::dispatch::unknown;
 use crate::failure::{Failure, Outcome};
+use crate::licence;
 use crate::rpc::value::Value;
 use crate::sim::{Args, Context, host_time};
 use crate::storage::vdi;
@@ -11,8 +12,7 @@ use crate::vm::{limits, start};
 pub(crate) fn call(context: &Context, class: &str, name: &str, args: &Args) -> Outcome<Value> {
     match (class, name) {
         ("pool", "get_license_state") => {
-            context.with(|s| s.db.get("pool", args.text(0)).map(|_| ()))?;
-            Ok(Value::text_map([("edition", "free"), ("expiry", "never")]))
+            context.with(|s| s.db.get("pool", args.text(0)).map(|_| licence::state(s)))
         }
         ("pool" | "host", "has_extension") => Ok(Value::Bool(false)),
         ("pool", "sync_database") => Ok(Value::void()),

@@ -2,6 +2,7 @@
 
 use crate::dispatch::unknown;
 use crate::failure::{Failure, Outcome};
+use crate::rbac;
 use crate::rpc::value::Value;
 use crate::sim::{Args, Context, State, now};
 use crate::store::db::Db;
@@ -33,23 +34,30 @@ pub(crate) async fn login(
     originator: &str,
 ) -> Outcome<String> {
     let config = &context.sim.config;
-    let right = user == config.user && password == *context.sim.password();
-    if !context.trusted && !right {
+    let superuser = context.trusted || (user == config.user && password == *context.sim.password());
+    let known = config.extra_users.iter().find(|known| known.name == user && known.password == password);
+    if !superuser && known.is_none() {
         tokio::time::sleep(config.login_delay).await;
         let text = "Authentication failure";
         return Err(Failure::new("SESSION_AUTHENTICATION_FAILED", [user, text]));
     }
-    Ok(context.with(|s| open(s, user, originator)))
+    let granted = match known {
+        Some(known) if !superuser => Some(rbac::permissions(&context.sim.methods, known.role)),
+        _ => None,
+    };
+    Ok(context.with(|s| open(s, user, originator, granted)))
 }
 
-fn open(state: &mut State, user: &str, originator: &str) -> String {
+/// Makes a session; `granted` is what a user may do who is not the superuser.
+fn open(state: &mut State, user: &str, originator: &str, granted: Option<Vec<String>>) -> String {
     let mut record = Db::blank("session");
     let host = state.db.refs("host").into_iter().next().unwrap_or_default();
     let name = if user.is_empty() { "root" } else { user };
     record.insert("this_host".into(), Value::text(host));
     record.insert("last_active".into(), now());
     record.insert("validation_time".into(), now());
-    record.insert("is_local_superuser".into(), Value::Bool(true));
+    record.insert("is_local_superuser".into(), Value::Bool(granted.is_none()));
+    record.insert("rbac_permissions".into(), Value::texts(granted.unwrap_or_default()));
     record.insert("auth_user_name".into(), Value::text(name));
     record.insert("originator".into(), Value::text(originator));
     record.insert("client_certificate".into(), Value::Bool(false));

@@ -15,6 +15,7 @@ mod vms;
 use crate::failure::{Failure, Outcome};
 use crate::faults::Fault;
 use crate::http::wire::{Head, Stream, close, read_head, respond};
+use crate::licence;
 use crate::rpc::value::Value as ApiValue;
 use crate::sim::{Context, Sim};
 use serde_json::{Value, json};
@@ -181,7 +182,9 @@ fn plan(sim: &Sim, wanted: Value) -> Outcome<()> {
         let fault: Fault = serde_json::from_value(Value::Object(wanted)).map_err(|e| bad(e.to_string()))?;
         faults.plan(fault);
     }
+    let licensed = faults.cbt_licensed;
     drop(faults);
+    sim.with(|s| licence::apply(s, &sim.config.flavour, licensed));
     if let Some(bytes) = capacity {
         let bytes = bytes.as_i64().ok_or_else(|| bad("sr_capacity must be a number of bytes"))?;
         sim.with(|s| {

@@ -113,6 +113,40 @@ impl Backend {
         if self.layout == Layout::Lvm { EXTENT } else { 0 }
     }
 
+    /// What `SM.features` says of the type: names and versions (`CAPABILITIES` of the drivers). Change tracking is
+    /// there from 7.3 on.
+    pub(crate) fn features(self, tracking: bool) -> Vec<(&'static str, i64)> {
+        const DISK: [&str; 4] = ["VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH"];
+        const VHD: [&str; 10] = [
+            "SR_PROBE",
+            "SR_UPDATE",
+            "VDI_UPDATE",
+            "VDI_CLONE",
+            "VDI_SNAPSHOT",
+            "VDI_RESIZE",
+            "VDI_MIRROR",
+            "ATOMIC_PAUSE",
+            "VDI_ACTIVATE",
+            "VDI_DEACTIVATE",
+        ];
+        let mut names = match self.name {
+            "udev" => vec!["VDI_INTRODUCE", "VDI_ATTACH", "VDI_DETACH", "VDI_UPDATE", "SR_UPDATE"],
+            _ => DISK.to_vec(),
+        };
+        if self.is_vhd() {
+            names.extend(VHD);
+            names.extend(tracking.then_some("VDI_CONFIG_CBT"));
+        }
+        if self.layout == Layout::File {
+            names.push("THIN_PROVISIONING");
+        }
+        let mut features: Vec<_> = names.into_iter().map(|name| (name, 1)).collect();
+        if self.is_vhd() {
+            features.push(("VDI_RESET_ON_BOOT", 2));
+        }
+        features
+    }
+
     /// The size that a disk gets when so much is asked for: whole blocks (`validate_and_round_vhd_size`).
     /// `None` when no disk can be that large.
     pub(crate) fn rounded(self, size: u64) -> Option<u64> {

@@ -5,8 +5,9 @@ use super::db::Db;
 use crate::config::{Config, SrSpec};
 use crate::rpc::value::{NULL, Record, Value};
 use crate::sim::{State, now};
+use crate::storage::backend::BACKENDS;
 use crate::storage::repository;
-use crate::{Error, flavour::Flavour};
+use crate::{Error, flavour::Flavour, licence};
 
 /// Memory of every host.
 const HOST_BYTES: i64 = 64 << 30;
@@ -24,6 +25,7 @@ pub(crate) fn seed(state: &mut State, config: &Config) -> Result<(), Error> {
             ],
         ),
     );
+    add_drivers(state, &config.flavour);
     let mut first = None;
     for index in 0..config.hosts.max(1) {
         let host = add_host(state, config, index, &network);
@@ -50,8 +52,30 @@ pub(crate) fn seed(state: &mut State, config: &Config) -> Result<(), Error> {
     for spec in &config.srs {
         repository::add(state, config, spec).map_err(Error::Seed)?;
     }
+    licence::apply(state, &config.flavour, true);
     add_default_template(state);
     Ok(())
+}
+
+/// One record for each kind of repository.
+fn add_drivers(state: &mut State, flavour: &Flavour) {
+    for backend in BACKENDS {
+        let features = backend.features(flavour.tracks_changes());
+        let names = Value::texts(features.iter().map(|(name, _)| *name));
+        let versions = features.into_iter().map(|(name, version)| (name.to_owned(), Value::Int(version)));
+        let record = filled(
+            "SM",
+            [
+                ("name_label", Value::text(backend.name)),
+                ("type", Value::text(backend.name)),
+                ("version", Value::text("3.0")),
+                ("required_api_version", Value::text("1.0")),
+                ("capabilities", names),
+                ("features", Value::Map(versions.collect())),
+            ],
+        );
+        state.db.create("SM", record);
+    }
 }
 
 /// The local repository that every host has.
@@ -83,6 +107,8 @@ fn add_host(state: &mut State, config: &Config, index: usize, network: &str) -> 
     let cpu = filled("host_cpu", [("host", Value::text(&host)), ("vendor", Value::text("GenuineIntel"))]);
     state.db.create("host_cpu", cpu);
     let mac = crate::vif::generated_mac("lab", &index.to_string());
+    let link = [("carrier", Value::Bool(true)), ("speed", Value::Int(10_000)), ("last_updated", now())];
+    let link = state.db.create("PIF_metrics", filled("PIF_metrics", link));
     state.db.create(
         "PIF",
         filled(
@@ -92,6 +118,7 @@ fn add_host(state: &mut State, config: &Config, index: usize, network: &str) -> 
                 ("network", Value::text(network)),
                 ("host", Value::text(&host)),
                 ("MAC", Value::text(mac)),
+                ("metrics", Value::text(link)),
                 ("MTU", Value::Int(1500)),
                 ("VLAN", Value::Int(-1)),
                 ("physical", Value::Bool(true)),
@@ -125,8 +152,6 @@ fn host_record(flavour: &Flavour, name: &str, metrics: &str) -> Record {
                 "cpu_info",
                 Value::text_map([("cpu_count", "2"), ("socket_count", "1"), ("vendor", "GenuineIntel")]),
             ),
-            ("edition", Value::text("free")),
-            ("license_params", Value::text_map([("expiry", "20991231T00:00:00Z")])),
         ],
     )
 }

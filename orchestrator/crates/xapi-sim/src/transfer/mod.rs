@@ -17,7 +17,7 @@ use crate::faults::{Fault, When};
 use crate::http::wire::{Head, Stream, close, hold, page, respond, respond_open};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
-use crate::{session, task};
+use crate::{rbac, session, task};
 use base64::Engine;
 use serde_json::json;
 use std::sync::Arc;
@@ -70,6 +70,17 @@ pub(crate) async fn serve(
             return Ok(());
         }
     };
+    if let Err(failure) = rbac::check_handler(&context, &handler) {
+        if let Some(session) = &temporary {
+            context.with(|s| s.db.remove("session", session));
+        }
+        if let Some(task) = head.param("task_id") {
+            task::finish(&context, &task, Err(failure));
+        }
+        respond(&mut stream, 403, &HTML, &page(403, "the user's role does not permit this"), false).await?;
+        close(stream).await;
+        return Ok(());
+    }
     let adopted = head.param("task_id").filter(|t| sim.with(|s| s.db.exists("task", t)));
     let task = adopted.unwrap_or_else(|| task::make(&context, &handler, ""));
     let context = Context { task: Some(task.clone()), ..context };

@@ -13,7 +13,7 @@ use crate::storage::backend::Role;
 use crate::storage::{disk, space, sr, vdi};
 use crate::store::db::Db;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 /// One granule in so many bytes of memory holds data; the rest stays a hole, so that images are quickly made.
 const STRIDE: u64 = 4 << 20;
@@ -98,7 +98,7 @@ fn stride() -> usize {
 }
 
 /// Writes a granule of pattern at every stride of the image.
-fn fill(path: &PathBuf, memory: u64, seed: &str) -> std::io::Result<()> {
+fn fill(path: &Path, memory: u64, seed: &str) -> std::io::Result<()> {
     let file = disk::open(path)?;
     let mut pattern = vec![0; usize::try_from(disk::GRANULE).expect("it is 64 KiB")];
     for at in (0..memory).step_by(stride()) {

@@ -4,7 +4,7 @@
 //! snapshot rules, guest features.
 
 use crate::failure::{Failure, Outcome};
-use crate::flavour::ApiVersion;
+use crate::flavour::Flavour;
 use crate::operation::refuse_overlap;
 use crate::rpc::value::Value;
 use crate::sim::State;
@@ -30,8 +30,6 @@ fn power_states(operation: &str, snapshot: bool) -> Option<&'static [&'static st
     }
 }
 
-/// The API version of 8.1, which has no quiesced snapshots any more.
-const QUIESCE_REMOVED: ApiVersion = ApiVersion::v2(14);
 const TEMPLATE_PERMITS: [&str; 8] = [
     "clone",
     "copy",
@@ -144,12 +142,12 @@ fn assert_disks_persist(db: &Db, vm: &str) -> Outcome<()> {
 }
 
 /// Whether a quiesced snapshot can be asked for: the release still has it, and an agent in the guest says it can do its
-/// part (`xapi_vm_lifecycle.ml` of those releases). Removed in 8.1.
+/// part (`xapi_vm_lifecycle.ml` of those releases).
 fn can_quiesce(state: &State, vm: &str) -> bool {
     let metrics = state.db.text("VM", vm, "guest_metrics");
     let other = state.db.map("VM_guest_metrics", &metrics, "other");
     let says = ["feature-quiesce", "feature-snapshot"].iter().any(|key| other.contains_key(*key));
-    state.api < QUIESCE_REMOVED && says
+    Flavour::quiesces(state.api) && says
 }
 
 /// PV and PVH guests are assumed to be able to; HVM guests must have said so.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{BackupDisk, IdKeyBytes, Order, RestoreDisk, Start, Work};
+use wire::{BackupDisk, IdKeyBytes, Order, PROTOCOL_VERSION as VERSION, RestoreDisk, Start, Work};
 use xapi_sim::guest::Engine;
 use xapi_sim::{LabClient, Ports};
 
@@ -54,7 +54,7 @@ impl Orchestrator {
     /// What stands in the VM's `xenstore_data` for the delegate; 10.0.2.2 is this machine's loopback to a guest.
     fn keys(&self) -> Value {
         json!({
-            "vm-data/abd/version": "1",
+            "vm-data/abd/version": VERSION.to_string(),
             "vm-data/abd/job": JOB,
             "vm-data/abd/url": format!("https://10.0.2.2:{}", self.service.addresses()[0].port()),
             "vm-data/abd/orchestrator-key": self.service.fingerprint().to_string(),
@@ -133,8 +133,9 @@ fn wait_until(client: &Client<'_>, vm: &str, wanted: impl Fn(&BTreeMap<String, S
 }
 
 fn key_of(client: &Client<'_>, vm: &str) -> Fingerprint {
-    wait_until(client, vm, |data, _| data.contains_key("vm-data/abd/key"));
-    data(client, vm)["vm-data/abd/key"].parse().unwrap()
+    wait_until(client, vm, |data, state| data.contains_key("vm-data/abd/key") || state == "Halted");
+    let data = data(client, vm);
+    data.get("vm-data/abd/key").unwrap_or_else(|| panic!("{data:?}")).parse().unwrap()
 }
 
 fn wait_halted(client: &Client<'_>, vm: &str) -> BTreeMap<String, String> {
@@ -228,8 +229,12 @@ fn wrong_settings_end_a_delegate_with_the_code_that_pid_1_gives() {
     let lab = lab();
     let client = lab.login();
     let (disk, _) = source(&client);
-    let vm =
-        delegate(&client, &disk, "RO", &json!({"vm-data/abd/version": "1", "vm-data/abd/job": "no uuid"}));
+    let vm = delegate(
+        &client,
+        &disk,
+        "RO",
+        &json!({"vm-data/abd/version": VERSION.to_string(), "vm-data/abd/job": "no uuid"}),
+    );
     client.call("VM.start", json!([vm, false, false]));
     let left = wait_halted(&client, &vm);
     assert_eq!(
@@ -353,7 +358,7 @@ fn a_delegate_dies_with_a_simulator_that_is_killed() {
     call("VM.remove_from_other_config", json!([session, vm, "lab:guest"]));
     call("VM.add_to_other_config", json!([session, vm, "abd:template", "0.1.0"]));
     // It finds nobody at that address and goes on looking.
-    let keys = json!({"vm-data/abd/version": "1", "vm-data/abd/job": JOB, "vm-data/abd/url": "https://10.0.2.2:1",
+    let keys = json!({"vm-data/abd/version": VERSION.to_string(), "vm-data/abd/job": JOB, "vm-data/abd/url": "https://10.0.2.2:1",
         "vm-data/abd/orchestrator-key": "00".repeat(32)});
     call("VM.set_xenstore_data", json!([session, vm, keys]));
     call("VM.start", json!([session, vm, false, false]));

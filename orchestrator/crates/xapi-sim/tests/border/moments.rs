@@ -125,7 +125,7 @@ fn a_checkpoint_that_finds_no_room_leaves_nothing_and_the_vm_running() {
 #[test]
 fn a_quiesced_snapshot_needs_an_old_release_and_an_agent() {
     for (flavour, has_it) in
-        [("xs-6.5", true), ("xs-7.2", true), ("xs-7.6", true), ("ch-8.2", false), ("xcp-8.3", false)]
+        [("xs-6.5", true), ("xs-7.2", true), ("ch-8.0", true), ("ch-8.2", false), ("xcp-8.3", false)]
     {
         let lab = old(flavour);
         let client = lab.login();
@@ -140,14 +140,16 @@ fn a_quiesced_snapshot_needs_an_old_release_and_an_agent() {
         assert_eq!((offered(&able), offered(&unable)), (has_it, false), "{flavour}");
         let unsupported = |vm: &str| vec!["VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED".to_owned(), vm.to_owned()];
         let quiesce = |vm: &str| client.try_call("VM.snapshot_with_quiesce", json!([vm, "q"]));
-        assert_eq!(quiesce(&unable).unwrap_err(), unsupported(&unable), "{flavour}");
-        assert_eq!(quiesce(&off).unwrap_err()[0], "VM_BAD_POWER_STATE", "{flavour}");
+        let check = json!([unable, "snapshot_with_quiesce"]);
+        assert_eq!(client.refused("VM.assert_operation_valid", check), unsupported(&unable), "{flavour}");
         if has_it {
+            assert_eq!(quiesce(&unable).unwrap_err(), unsupported(&unable), "{flavour}");
+            assert_eq!(quiesce(&off).unwrap_err()[0], "VM_BAD_POWER_STATE", "{flavour}");
             let snapshot = record(&client, "VM", &quiesce(&able).unwrap());
             assert_eq!(snapshot["snapshot_info"]["disk-snapshot-type"], "quiesced");
             assert_ne!(snapshot["transportable_snapshot_id"], "");
         } else {
-            assert_eq!(quiesce(&able).unwrap_err(), unsupported(&able), "{flavour}");
+            assert_eq!(quiesce(&able).unwrap_err(), ["MESSAGE_REMOVED"], "{flavour}");
         }
     }
 }

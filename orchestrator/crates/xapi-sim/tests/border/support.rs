@@ -70,7 +70,11 @@ impl Lab {
     }
 
     pub fn login(&self) -> Client<'_> {
-        let session = self.call_raw("session.login_with_password", json!(["root", "password"])).unwrap();
+        self.login_as("root", "password")
+    }
+
+    pub fn login_as(&self, user: &str, password: &str) -> Client<'_> {
+        let session = self.call_raw("session.login_with_password", json!([user, password])).unwrap();
         Client { lab: self, session: session.as_str().unwrap().to_owned() }
     }
 

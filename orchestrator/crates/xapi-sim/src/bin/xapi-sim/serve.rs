@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use xapi_sim::guest::Engine;
-use xapi_sim::{Coalesce, Config, Error, Flavour, Simulator, SrSpec};
+use xapi_sim::{Coalesce, Config, Error, Flavour, Simulator, SrSpec, User};
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -16,12 +16,16 @@ pub(crate) struct ServeArgs {
     /// Where to write ports, socket, certificate fingerprint and password file as JSON [default: DIR/ports.json].
     #[arg(long)]
     port_file: Option<PathBuf>,
-    /// The release to imitate: xs-6.5, xs-7.0, xs-7.1, xs-7.2, xs-7.3, xs-7.6, ch-8.2, xs-8, xcp-8.2, xcp-8.3.
+    /// The release to imitate: xs-6.5, xs-7.0, xs-7.1, xs-7.2, xs-7.3, xs-7.6, ch-8.0, ch-8.2, xs-8, xcp-8.2, xcp-8.3.
     #[arg(long, default_value = "xcp-8.3")]
     flavour: String,
     /// The user who may log in.
     #[arg(long, default_value = "root")]
     user: String,
+    /// One more user, for tests of what roles may do: NAME:PASSWORD:ROLE; roles are pool-admin, pool-operator,
+    /// vm-power-admin, vm-admin, vm-operator, read-only; may be repeated.
+    #[arg(long = "extra-user", value_name = "NAME:PASSWORD:ROLE")]
+    extra_users: Vec<User>,
     /// File with the password, without its line end [default: the password is "password"].
     #[arg(long)]
     password_file: Option<PathBuf>,
@@ -97,6 +101,7 @@ impl ServeArgs {
         config.json = flavour.json && !self.no_json;
         config.flavour = flavour;
         config.user.clone_from(&self.user);
+        config.extra_users.clone_from(&self.extra_users);
         config.hosts = self.hosts;
         config.sr_capacity = self.sr_gib << 30;
         config.srs.clone_from(&self.srs);
