@@ -7,4 +7,5 @@ mod faults;
 mod incremental;
 mod jobs;
 mod kill_points;
+mod pool_faults;
 mod pools;

@@ -17,6 +17,8 @@ impl Inventory {
         let all = lab.inventory();
         let of_class = |class: &str| {
             let objects = all[class].as_array().expect("a list").iter();
+            // The storage's own nodes come and go as it likes.
+            let objects = objects.filter(|object| object["managed"] != false);
             objects.map(|object| (text(object, "uuid").to_owned(), object.clone())).collect()
         };
         Self(CLASSES.iter().map(|class| ((*class).to_owned(), of_class(class))).collect())
@@ -84,6 +86,20 @@ impl Inventory {
             metadata.filter(|vdi| vdi["other_config"]["abd:reference"] == disk.as_str()).count()
         };
         vm.vdis.iter().map(|disk| of_disk(disk) + reserved).collect()
+    }
+
+    /// What jobs left of what a VM has, or took from it, since `before`: nothing but one reference of each disk may stay.
+    pub fn leftovers(&self, before: &Self, vm: &Vm) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let counts = self.reference_counts(vm).into_iter().zip(before.reference_counts(vm));
+        for (disk, (count, old)) in vm.vdis.iter().zip(counts) {
+            if count > 1 || count < old {
+                wrong.push(format!("{count} references of disk {disk}, {old} before"));
+            }
+        }
+        let old = before.without(&before.references(vm));
+        wrong.extend(self.without(&self.references(vm)).differences(&old));
+        wrong
     }
 
     /// How this differs from `before`, a line for each object. Whether changes of a disk are tracked does not count:

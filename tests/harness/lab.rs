@@ -248,6 +248,11 @@ impl Lab {
         self.control.json("POST", path, body).expect("the control port answers")
     }
 
+    /// The control port, for threads of a test's own.
+    pub fn control(&self) -> LabClient {
+        self.control.clone()
+    }
+
     /// Asks the control port.
     pub fn get(&self, path: &str) -> Value {
         self.control.json("GET", path, None).expect("the control port answers")
@@ -314,6 +319,10 @@ impl Lab {
                 .map(|item| string(&item["uuid"]))
                 .collect();
             for item in items.as_array().expect("a list") {
+                if item["managed"] == false {
+                    // A node of the storage's own: it comes and goes as the storage likes.
+                    continue;
+                }
                 let ours = class == "VDI"
                     && (item["type"] == "cbt_metadata" || !item["other_config"]["abd:restored"].is_null())
                     && item["other_config"]["abd:job"].is_null() == (item["type"] != "cbt_metadata");

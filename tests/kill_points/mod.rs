@@ -208,7 +208,8 @@ impl Lane {
         };
         run.kill();
         let method = frozen["method"].as_str().expect("a method").to_owned();
-        Some(Killed { method, job: self.journals().pop() })
+        let started = run.events().iter().find(|event| event["event"] == "job-started");
+        Some(Killed { method, job: started.map(|event| event["job"].as_str().expect("an id").to_owned()) })
     }
 
     /// The jobs that have a journal.
@@ -249,15 +250,8 @@ impl Lane {
         let (more, now) = self.residents.inspect(&now);
         wrong.extend(more);
         let (_, before) = self.residents.inspect(before);
-        let (counts, old_counts) = (now.reference_counts(vm), before.reference_counts(vm));
-        for (count, old) in counts.iter().zip(old_counts) {
-            if *count > 1 || *count < old {
-                wrong.push(format!("{count} references of a disk, {old} before"));
-            }
-        }
-        let now = now.without(&now.references(vm));
         let now = now.without(&self.check_restored(&now));
-        wrong.extend(now.differences(&before.without(&before.references(vm))));
+        wrong.extend(now.leftovers(&before, vm));
         assert!(wrong.is_empty(), "{when}:\n{}", wrong.join("\n"));
     }
 

@@ -19,7 +19,7 @@ impl Users {
     /// Users who come while a job is there, or has just died:
     /// - one clones our snapshots into VMs of their own,
     /// - one calls a VM as our delegate is called, and its snapshot as ours is,
-    /// - one has a disk with our tags, and a snapshot of it without a VM.
+    /// - one has a disk with our tags.
     pub(super) fn come(lab: &Lab, vm: &Vm, job: &str) -> Self {
         let before = Inventory::take(lab);
         let api = Api::new(lab);
@@ -41,7 +41,6 @@ impl Users {
         for (key, value) in [("abd:job", job), ("abd:owner", owner.trim())] {
             api.call("VDI.add_to_other_config", json!([tagged, key, value]));
         }
-        api.call("VDI.snapshot", json!([tagged, {}]));
         Self(Inventory::take(lab).since(&before))
     }
 
