@@ -32,6 +32,14 @@ impl Tidied {
     }
 }
 
+/// Whether a job may begin.
+enum Entrance {
+    /// It may, and this is what it starts from.
+    Open(History),
+    /// It is left out this time, as configured, because its storage is busy.
+    Closed(Finding),
+}
+
 /// Backs up one VM. Everything is reported as it happens; the result says how it ended.
 ///
 /// `host` is where the run would like the delegate; another one is taken where that one does not see the disks.
@@ -48,12 +56,12 @@ pub async fn run(
     };
     let started = Instant::now();
     let mut entries = Vec::new();
-    match job.enter(vm, record).await {
-        Ok(None) => {}
-        Ok(Some(why)) => return job.skipped(&why),
+    let history = match job.enter(vm, record).await {
+        Ok(Entrance::Open(history)) => history,
+        Ok(Entrance::Closed(why)) => return job.skipped(&why),
         Err(error) => return job.abandon(error.into(), &entries).await,
-    }
-    match job.backup(vm, record, host, &mut entries, started).await {
+    };
+    match job.backup(vm, record, host, &history, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
         Ok((Tidied::Partly, summary)) => job.left_something(summary),
@@ -62,9 +70,8 @@ pub async fn run(
 }
 
 impl Job<'_> {
-    /// Everything that would make the job fail later is found out now, before anything is touched. Gives why the job
-    /// is left out this time, where the storage is busy and the job is configured so.
-    async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Option<Finding>> {
+    /// Everything that would make the job fail later is found out now, before anything is touched.
+    async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Entrance> {
         self.step("check");
         let history = self.history(record.uuid.as_str()).await?;
         let known = Known { templates: self.run.templates.clone(), network: self.run.network.clone() };
@@ -76,12 +83,12 @@ impl Job<'_> {
                 for finding in warnings {
                     self.warn(finding.message);
                 }
-                Ok(None)
+                Ok(Entrance::Open(history))
             }
-            Gate::Skip(finding) => Ok(Some(finding)),
+            Gate::Skip(finding) => Ok(Entrance::Closed(finding)),
             Gate::Refuse(findings) => match preflight::refusal(&findings) {
                 Some(error) => Err(error),
-                None => Ok(None),
+                None => Ok(Entrance::Open(history)),
             },
         }
     }
@@ -91,11 +98,11 @@ impl Job<'_> {
         vm: &Ref<Vm>,
         record: &Vm,
         host: Option<&Ref<Host>>,
+        history: &History,
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
         let mut live = self.live_disks(record).await?;
-        let history = self.history(record.uuid.as_str()).await?;
         let site = placement::Site::look(&self.run.pool).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
@@ -103,7 +110,7 @@ impl Job<'_> {
         rounds(&storage, &site, &self.run.templates, &preferred)?;
         self.check_cancelled()?;
         self.track(&mut live.wanted).await;
-        let (snapshot, planned) = self.snapshot_and_plan(vm, record, live, &history, entries).await?;
+        let (snapshot, planned) = self.snapshot_and_plan(vm, record, live, history, entries).await?;
         self.show_plan(&planned);
         self.check_tracking(&planned)?;
         self.check_cancelled()?;
@@ -122,7 +129,7 @@ impl Job<'_> {
         self.record(entries, Entry::TornDown)?;
         self.step("commit");
         let (rotated, summary) =
-            self.commit(record, &snapshot, planned, sealed, &history, reserve, entries, started).await?;
+            self.commit(record, &snapshot, planned, sealed, history, reserve, entries, started).await?;
         Ok((tidied.and(rotated), summary))
     }
 
@@ -201,7 +208,10 @@ impl Job<'_> {
                 self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
                 tidied = Tidied::Partly;
             }
-            self.check_cancelled()?;
+            // After the last one the work is done, and throwing it away would help nobody.
+            if number + 1 < rounds.len() {
+                self.check_cancelled()?;
+            }
         }
         Ok((sealed, tidied))
     }
