@@ -248,11 +248,6 @@ impl Lab {
         self.control.json("POST", path, body).expect("the control port answers")
     }
 
-    /// The control port, for threads of a test's own.
-    pub fn control(&self) -> LabClient {
-        self.control.clone()
-    }
-
     /// Asks the control port.
     pub fn get(&self, path: &str) -> Value {
         self.control.json("GET", path, None).expect("the control port answers")

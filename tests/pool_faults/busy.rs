@@ -73,10 +73,10 @@ fn a_snapshot_refused_for_space_says_what_is_full_and_leaves_nothing() {
 
 #[test]
 fn storage_without_room_for_the_snapshot_is_refused_before_anything_is_touched() {
-    let Some(mut bench) = Bench::new(&["--sr", "name=thick,type=lvm,capacity=64M,default=true"]) else {
+    let Some(mut bench) = Bench::new(&["--sr", "name=thick,type=lvm,capacity=256M,default=true"]) else {
         return;
     };
-    let vm = bench.lab.vm_with("large", &[40 << 20], true);
+    let vm = bench.lab.vm_with("large", &[120 << 20], true);
     let seen = bench.lab.log().len() as u64;
     let run = bench.lab.abd(&["backup", &vm.uuid]);
     run.fails_with(1);

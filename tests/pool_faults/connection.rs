@@ -1,7 +1,8 @@
 //! The pool is away: sessions, masters, toolstacks and hosts that are lost in the middle, answers and events that do not
 //! come as they should.
 
-use super::{Bench, HOLD_MS, modes};
+use super::{Bench, HOLD_MS, MIB, modes};
+use e2e::{Lab, noise};
 use serde_json::json;
 
 /// Calls from all phases of a job, at each of which a session is lost.
@@ -25,7 +26,8 @@ fn a_session_that_is_lost_in_the_middle_is_replaced_and_the_job_goes_on() {
 #[test]
 fn another_master_in_the_middle_is_followed() {
     for method in ["VDI.list_changed_blocks", "VM.start_on", "VM.destroy"] {
-        let Some(mut bench) = Bench::tracked(&["--hosts", "2"]) else { return };
+        let sim = ["--hosts", "2", "--sr", "name=shared,type=nfs,shared=true,default=true"];
+        let Some(mut bench) = Bench::tracked(&sim) else { return };
         let run = bench.backup_while(method, || {
             bench.lab.post("/lab/master", None);
         });
@@ -47,21 +49,25 @@ fn connections_that_the_pool_cuts_for_a_while_do_not_leave_anything() {
 
 #[test]
 fn a_host_that_reboots_under_the_delegate_fails_the_job_and_leaves_nothing() {
-    let Some(mut bench) = Bench::tracked(&[]) else { return };
-    let host = super::uuid_of(&bench.lab, "host", "xapi-sim-1");
-    // The delegate has claimed its order when the orchestrator asks for its record after that.
-    let run = bench.backup_while("VM.start_on", || {
-        let lab = bench.lab.control();
-        let path = format!("/lab/host/{host}/reboot?down_ms={}", 2 * HOLD_MS);
-        std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(HOLD_MS));
-            lab.json("POST", &path, None).expect("the host goes down");
-        });
+    let Some(lab) = Lab::quick(&[]) else { return };
+    // Switched off, so that the reboot does nothing to it, and with enough on its disk for the delegate to be at it.
+    let vm = lab.vm("web01", &[64 * MIB]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 64 << 20));
+    let mut bench = Bench::of(lab, vm);
+    let host = super::uuid_of(&bench.lab, "host", "lab-host-1");
+    let mut run = bench.lab.spawn(&["backup", "web01"]);
+    run.until("the delegate works", |event| {
+        event["step"].as_str().is_some_and(|step| step.starts_with("delegate works"))
     });
-    let text = run.fails_with(1);
-    println!("said: {text}");
+    // It is stopped in its work, so that it cannot be done before the host is down.
+    bench.lab.post(&format!("/lab/guest/{}/link?up=0", bench.lab.delegate()), None);
+    bench.lab.post(&format!("/lab/host/{host}/reboot?down_ms={HOLD_MS}"), None);
+    let run = run.finish();
+    run.fails_with(1);
+    run.says("the delegate of web01 was powered off or crashed in the middle of its work");
     bench.assert_clean();
-    bench.assert_next_run_is("cbt");
+    bench.await_host(&host);
+    bench.assert_next_run_is("full");
 }
 
 #[test]
