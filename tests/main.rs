@@ -4,6 +4,7 @@
 mod backup;
 mod bad_input;
 mod faults;
+mod headless;
 mod incremental;
 mod jobs;
 mod kill_points;

@@ -201,6 +201,8 @@ impl Subject {
                     cause: disk.cause,
                     reason: disk.reason,
                     read: disk.counts.moved.get(),
+                    audited: disk.counts.audited.get(),
+                    mismatched: disk.counts.mismatched.get(),
                     stored: disk.counts.sealed.get(),
                 })
                 .collect();
@@ -226,21 +228,7 @@ mod tests {
             assert!(is_passing(&failed(kind)), "{kind:?}");
             assert!(!is_passing(&VmSummary { point: Some("p".into()), ..failed(kind) }), "{kind:?}");
         }
-        for kind in [
-            Kind::Usage,
-            Kind::NotFound,
-            Kind::Auth,
-            Kind::Certificate,
-            Kind::Template,
-            Kind::Store,
-            Kind::StoreFull,
-            Kind::Damaged,
-            Kind::Leftovers,
-            Kind::NothingDone,
-            Kind::Alarm,
-            Kind::Locked,
-            Kind::Cancelled,
-        ] {
+        for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Failed | Kind::Unreachable)) {
             assert!(!is_passing(&failed(kind)), "{kind:?}");
         }
         assert!(!is_passing(&VmSummary { result: VmResult::Skipped, ..failed(Kind::Failed) }));

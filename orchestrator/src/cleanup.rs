@@ -1,76 +1,46 @@
 //! Removing what a job made in a pool. Used at the end of a job and by `abd reconcile`; every step may find
 //! its work done, so it can be repeated at will.
 //!
-//! A VM is ours if its kind and its name, which holds the job's random uuid, are those that a job gives, and if it
-//! carries our tags or, where a crash came before them, its origin is the announced one. Tags alone prove nothing:
-//! whoever clones our snapshot inherits them.
+//! Whose an object is, is decided in [`crate::ownership`]; how one object is removed, in [`crate::removal`]. Disks
+//! that somebody else's VM uses are left alone even where they are ours.
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
-use crate::pool::{Pool, TAG_DELEGATE, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_RESTORED};
+use crate::ownership::{is_jobs_vdi, is_jobs_vm, is_marked, mark, unmark, was_made_a_template};
+use crate::pool::{Pool, TAG_DELEGATE, TAG_JOB, TAG_RESTORED};
 use crate::references;
-use crate::retry::{is_gone, until_free};
-use std::time::Duration;
-use xapi::{PowerState, Ref, StringMap, Uuid, Vbd, VbdType, Vdi, VdiType, Vm};
+use crate::removal::{parsed, present, refuse_used, users_of};
+use crate::retry::is_gone;
+use std::collections::{BTreeMap, BTreeSet};
+use xapi::{Ref, Vbd, VbdType, Vdi, Vm};
 
-/// How long a VM may take to halt after a hard shutdown.
-const HALT_LIMIT: Duration = Duration::from_secs(120);
+pub use crate::ownership::{delegate_name, snapshot_name, tags};
+pub use crate::removal::{Removed, destroy_vdi, destroy_vm, find_vdi, remove_vdis};
 
-/// Name of a job's delegate, and the beginning of the names of everything it makes.
-pub fn delegate_name(job: &str) -> String {
-    format!("abd-{job}")
-}
-
-/// Name of a job's VM snapshot.
-pub fn snapshot_name(job: &str) -> String {
-    format!("abd-{job}-snapshot")
-}
-
-/// The tags of an object that belongs to a job.
-pub fn tags(pool: &Pool, job: &str) -> StringMap {
-    StringMap::from([(TAG_JOB.into(), job.into()), (TAG_OWNER.into(), pool.owner.clone())])
-}
-
-/// Whether an object carries the tags of this installation and of this job.
-pub fn is_tagged(other_config: &StringMap, owner: &str, job: &str) -> bool {
-    other_config.get(TAG_OWNER).is_some_and(|found| found == owner)
-        && other_config.get(TAG_JOB).is_some_and(|found| found == job)
-}
-
-/// What removing brought about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// What was removed, for people.
-    pub objects: Vec<String>,
-    /// What could not be removed, and why.
-    pub leftovers: Vec<String>,
-}
-
-impl Removed {
-    pub(crate) fn note(&mut self, object: String, result: Result<bool>) {
-        match result {
-            Ok(true) => self.objects.push(object),
-            Ok(false) => {}
-            Err(error) => self.leftovers.push(format!("{object}: {}", error.chain())),
-        }
-    }
-}
-
-/// Removes everything that the entries of one job's journal announce, as far as it exists.
+/// Removes everything that the entries of one job's journal announce, as far as it exists, and what carries the
+/// job's mark.
 ///
 /// # Errors
 /// Where the pool cannot be asked; single objects that resist are listed in the result.
 pub async fn remove_job(pool: &Pool, job: &str, entries: &[Entry]) -> Result<Removed> {
+    let pool = &pool.for_job(job);
     let mut removed = Removed::default();
     let committed = entries.iter().any(|entry| matches!(entry, Entry::Committed { .. }));
     let restored = entries.contains(&Entry::Restored);
-    remove_vms(pool, job, entries, &mut removed).await?;
+    let mut held = remove_vms(pool, job, entries, &mut removed).await?;
+    let free = |vdis: &[String], held: &BTreeSet<String>| {
+        vdis.iter().filter(|vdi| !held.contains(*vdi)).cloned().collect::<Vec<_>>()
+    };
     for entry in entries {
         match entry {
             Entry::Snapshot { vdis, .. } if !committed => {
-                remove_vdis(pool, vdis, "snapshot disk", &mut removed).await
+                let vdis = free(vdis, &held);
+                held.extend(remove_vdis(pool, &vdis, "snapshot's disk", &mut removed).await);
             }
-            Entry::Delegate { vdis, .. } => remove_vdis(pool, vdis, "delegate's disk", &mut removed).await,
+            Entry::Delegate { vdis, .. } => {
+                let vdis = free(vdis, &held);
+                held.extend(remove_vdis(pool, &vdis, "delegate's disk", &mut removed).await);
+            }
             Entry::Vdi { uuid } if restored => {
                 removed.note(format!("mark on restored disk {uuid}"), hand_over(pool, uuid).await);
             }
@@ -81,7 +51,9 @@ pub async fn remove_job(pool: &Pool, job: &str, entries: &[Entry]) -> Result<Rem
         }
     }
     if !committed && !restored {
-        remove_tagged_vdis(pool, job, &mut removed).await?;
+        let mut vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+        vdis.retain(|_, vdi| !held.contains(vdi.uuid.as_str()));
+        removed.note_all(remove_marked_vdis(pool, job, &vdis).await?);
     }
     Ok(removed)
 }
@@ -101,54 +73,110 @@ pub fn is_unsettled(entries: &[Entry]) -> bool {
     open
 }
 
-/// Whether a VM is this job's snapshot or delegate. A tag alone does not make it ours: a VM that somebody clones
-/// from our snapshot inherits the tags. Kind, name and origin must be those that were announced as well.
-fn is_ours(pool: &Pool, job: &str, vm: &Vm, entries: &[Entry], source: Option<&Vm>) -> bool {
-    let tagged = is_tagged(&vm.other_config, &pool.owner, job);
-    if vm.is_a_snapshot {
-        let announced = entries.iter().any(|entry| match entry {
-            Entry::SnapshotIntent { vm, .. } => source.is_some_and(|source| source.uuid.as_str() == vm),
-            _ => false,
-        });
-        return vm.name_label == snapshot_name(job) && (tagged || announced);
-    }
-    let announced = entries.iter().any(|entry| matches!(entry, Entry::DelegateIntent { .. }))
-        && !vm.other_config.contains_key(TAG_JOB);
-    vm.name_label == delegate_name(job)
-        && vm.other_config.contains_key(xva::TEMPLATE_KEY)
-        && (tagged || announced)
-}
-
-/// Removes the job's delegate and snapshot VMs. Their disks are tagged first, so that they are found again
-/// whatever happens in between.
-async fn remove_vms(pool: &Pool, job: &str, entries: &[Entry], removed: &mut Removed) -> Result<()> {
+/// Removes the job's delegates and snapshot VMs. Their disks are marked first, so that they are found again
+/// whatever happens in between. Gives the uuids of the disks that resisted, or that a VM which did still holds.
+async fn remove_vms(
+    pool: &Pool,
+    job: &str,
+    entries: &[Entry],
+    removed: &mut Removed,
+) -> Result<BTreeSet<String>> {
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
+    let committed = entries.iter().any(|entry| matches!(entry, Entry::Committed { .. }));
     let reserved = entries.iter().find_map(|entry| match entry {
         Entry::Committed { reserve, .. } => reserve.as_ref().map(|reserve| reserve.snapshot.as_str()),
         _ => None,
     });
-    for (reference, vm) in &vms {
-        let stays = reserved == Some(vm.uuid.as_str());
-        if stays || !is_ours(pool, job, vm, entries, vms.get(&vm.snapshot_of)) {
-            continue;
-        }
-        let (what, disks) = if vm.is_a_snapshot {
-            ("snapshot", disks_of(pool, vm, |_| true).await?)
-        } else {
-            ("delegate", disks_of(pool, vm, |vbd| vbd.userdevice == "0").await?)
-        };
-        let committed = entries.iter().any(|entry| matches!(entry, Entry::Committed { .. }));
-        if !(committed && vm.is_a_snapshot) {
-            for uuid in &disks {
-                tag_vdi(pool, uuid, job, !vm.is_a_snapshot).await?;
+    let mut ours: Vec<_> = vms
+        .iter()
+        .filter(|(_, vm)| reserved != Some(vm.uuid.as_str()))
+        .filter(|(_, vm)| is_jobs_vm(&pool.owner, job, vm, entries, vms.get(&vm.snapshot_of)))
+        .collect();
+    // A delegate holds the snapshot's disks.
+    ours.sort_by_key(|(_, vm)| vm.is_a_snapshot);
+    let mut held = BTreeSet::new();
+    for (reference, vm) in ours {
+        let what = if vm.is_a_snapshot { "snapshot" } else { "delegate" };
+        let object = format!("{what} {} ({})", vm.name_label, vm.uuid);
+        let disks = all_disks(pool, vm).await?;
+        let own: Vec<&Disk> =
+            disks.iter().filter(|disk| belongs_to_it(pool, job, vm, disk, entries)).collect();
+        let outcome = async {
+            if was_made_a_template(vm) {
+                return Err(Error::new(Kind::Leftovers, "somebody made it a template")
+                    .remedy("give it another name to keep it, or delete it"));
             }
-        }
-        removed.note(format!("{what} {} ({})", vm.name_label, vm.uuid), destroy_vm(pool, reference).await);
-        if !vm.is_a_snapshot {
-            remove_vdis(pool, &disks, "delegate's disk", removed).await;
+            if !(committed && vm.is_a_snapshot) {
+                for disk in &own {
+                    let of_delegate = [(TAG_DELEGATE, job)];
+                    let extra = if vm.is_a_snapshot { &of_delegate[..0] } else { &of_delegate[..] };
+                    let marked = mark(pool, &disk.reference, &disk.record.uuid, job, extra).await;
+                    marked.context(|| format!("tag VDI {}", disk.record.uuid))?;
+                }
+            }
+            destroy_vm(pool, reference).await
+        };
+        let outcome = outcome.await;
+        let gone = outcome.is_ok();
+        removed.note(object, outcome);
+        if !gone {
+            held.extend(disks.iter().map(|disk| disk.record.uuid.to_string()));
+        } else if !(committed && vm.is_a_snapshot) {
+            let uuids = own.iter().map(|disk| disk.record.uuid.to_string());
+            let uuids: Vec<String> = uuids.filter(|uuid| !held.contains(uuid)).collect();
+            held.extend(remove_vdis(pool, &uuids, &format!("{what}'s disk"), removed).await);
         }
     }
-    Ok(())
+    Ok(held)
+}
+
+/// A VDI that a VM has.
+struct Disk {
+    reference: Ref<Vdi>,
+    record: Vdi,
+    /// The drive it is in; none for a memory image.
+    vbd: Option<Vbd>,
+}
+
+/// Every VDI behind a VM's disks, and its memory image.
+async fn all_disks(pool: &Pool, vm: &Vm) -> Result<Vec<Disk>> {
+    let looking = || format!("look at the disks of {}", vm.name_label);
+    let mut found = Vec::new();
+    for vbd in &vm.vbds {
+        let Some(vbd) = present(pool.client.get_record::<Vbd>(vbd).await).context(looking)? else { continue };
+        if vbd.kind == VbdType::Disk && !vbd.vdi.is_null() {
+            found.push((vbd.vdi.clone(), Some(vbd)));
+        }
+    }
+    if !vm.suspend_vdi.is_null() {
+        found.push((vm.suspend_vdi.clone(), None));
+    }
+    let mut disks = Vec::new();
+    for (reference, vbd) in found {
+        if let Some(record) = present(pool.client.get_record::<Vdi>(&reference).await).context(looking)? {
+            disks.push(Disk { reference, record, vbd });
+        }
+    }
+    Ok(disks)
+}
+
+/// Whether a disk of our VM came with it. Of a snapshot those did that are snapshots themselves, and its memory. A delegate has the disks of others as well, and
+/// one of a person's may have been put in the place of its own: what counts is the journal, the mark, or, in a fresh
+/// clone that has neither yet, that it is the boot disk and nobody else's.
+fn belongs_to_it(pool: &Pool, job: &str, vm: &Vm, disk: &Disk, entries: &[Entry]) -> bool {
+    let Some(vbd) = disk.vbd.as_ref() else { return true };
+    if vm.is_a_snapshot {
+        return disk.record.is_a_snapshot;
+    }
+    let uuid = disk.record.uuid.as_str();
+    let journalled = entries.iter().any(|entry| match entry {
+        Entry::Delegate { vdis, .. } => vdis.iter().any(|vdi| vdi == uuid),
+        _ => false,
+    });
+    let marked = is_marked(&pool.owner, &disk.record.uuid, &disk.record.other_config, job)
+        && disk.record.other_config.contains_key(TAG_DELEGATE);
+    let fresh = vm.is_a_template && vbd.userdevice == "0" && disk.record.vbds.len() == 1;
+    journalled || marked || fresh
 }
 
 /// Marks a VDI as made by a job.
@@ -157,14 +185,9 @@ async fn remove_vms(pool: &Pool, job: &str, entries: &[Entry], removed: &mut Rem
 /// What the pool refuses.
 pub async fn tag_vdi(pool: &Pool, uuid: &str, job: &str, of_delegate: bool) -> Result<()> {
     let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(()) };
-    let mut all = tags(pool, job);
-    if of_delegate {
-        all.insert(TAG_DELEGATE.into(), job.to_owned());
-    }
-    for (key, value) in all {
-        pool.client.add_to_other_config(&vdi, &key, &value).await.context(|| format!("tag VDI {uuid}"))?;
-    }
-    Ok(())
+    let of = [(TAG_DELEGATE, job)];
+    let extra = if of_delegate { &of[..] } else { &of[..0] };
+    mark(pool, &vdi, &parsed(uuid)?, job, extra).await.context(|| format!("tag VDI {uuid}"))
 }
 
 /// Uuids of the VDIs behind a VM's disks that pass the test.
@@ -172,83 +195,9 @@ pub async fn tag_vdi(pool: &Pool, uuid: &str, job: &str, of_delegate: bool) -> R
 /// # Errors
 /// Where one cannot be looked at: a list with holes would leave disks behind.
 pub async fn disks_of(pool: &Pool, vm: &Vm, wanted: impl Fn(&Vbd) -> bool) -> Result<Vec<String>> {
-    let mut uuids = Vec::new();
-    for vbd in &vm.vbds {
-        let vbd = match pool.client.get_record::<Vbd>(vbd).await {
-            Ok(vbd) => vbd,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error).context(|| format!("look at the disks of {}", vm.name_label)),
-        };
-        if vbd.kind != VbdType::Disk || vbd.vdi.is_null() || !wanted(&vbd) {
-            continue;
-        }
-        match pool.client.get_record::<Vdi>(&vbd.vdi).await {
-            Ok(vdi) => uuids.push(vdi.uuid.to_string()),
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error).context(|| format!("look at the disks of {}", vm.name_label)),
-        }
-    }
-    Ok(uuids)
-}
-
-/// Halts and destroys a VM record; its VDIs stay. `false` where it is gone already.
-///
-/// # Errors
-/// What the pool refuses to the last try.
-pub async fn destroy_vm(pool: &Pool, vm: &Ref<Vm>) -> Result<bool> {
-    let client = &pool.client;
-    let record = match client.get_record::<Vm>(vm).await {
-        Ok(record) => record,
-        Err(error) if is_gone(&error) => return Ok(false),
-        Err(error) => return Err(error).context(|| "look at the VM".into()),
-    };
-    if record.power_state != PowerState::Halted {
-        let halt = until_free(
-            || "power off".into(),
-            async || match client.vm_hard_shutdown(vm).await {
-                // It powered itself off in between.
-                Err(error) if is_gone(&error) || error.code() == "VM_BAD_POWER_STATE" => Ok(()),
-                result => result,
-            },
-        );
-        halt.await?;
-        match client.wait_vm(vm, |vm| vm.power_state == PowerState::Halted, HALT_LIMIT).await {
-            Ok(_) => {}
-            Err(error) if is_gone(&error) => return Ok(false),
-            Err(error) => return Err(error).context(|| "wait for it to halt".into()),
-        }
-    }
-    let destroy = until_free(
-        || "destroy".into(),
-        async || match client.vm_destroy(vm).await {
-            Err(error) if is_gone(&error) => Ok(()),
-            result => result,
-        },
-    );
-    destroy.await.map(|()| true)
-}
-
-/// Destroys VDIs by uuid, noting each.
-pub async fn remove_vdis(pool: &Pool, uuids: &[String], what: &str, removed: &mut Removed) {
-    for uuid in uuids {
-        removed.note(format!("{what} {uuid}"), destroy_vdi(pool, uuid).await);
-    }
-}
-
-/// Destroys a VDI; `false` where it is gone already.
-///
-/// # Errors
-/// What the pool refuses to the last try.
-pub async fn destroy_vdi(pool: &Pool, uuid: &str) -> Result<bool> {
-    let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
-    let destroy = until_free(
-        || "destroy".into(),
-        async || match pool.client.vdi_destroy(&vdi).await {
-            Err(error) if is_gone(&error) => Ok(()),
-            result => result,
-        },
-    );
-    destroy.await.map(|()| true)
+    let disks = all_disks(pool, vm).await?;
+    let wanted = disks.iter().filter(|disk| disk.vbd.as_ref().is_some_and(&wanted));
+    Ok(wanted.map(|disk| disk.record.uuid.to_string()).collect())
 }
 
 /// Takes our mark off a restored VDI: it belongs to the user. `false` where it carries none.
@@ -257,47 +206,39 @@ pub async fn destroy_vdi(pool: &Pool, uuid: &str) -> Result<bool> {
 /// What the pool refuses.
 pub async fn hand_over(pool: &Pool, uuid: &str) -> Result<bool> {
     let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
-    let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
-    for key in [TAG_JOB, TAG_OWNER] {
-        pool.client.remove_from_other_config(&vdi, key).await.context(|| format!("hand over VDI {uuid}"))?;
+    let record = present(pool.client.get_record::<Vdi>(&vdi).await);
+    let Some(record) = record.context(|| format!("look at VDI {uuid}"))? else { return Ok(false) };
+    match unmark(pool, &vdi).await {
+        Err(error) if is_gone(&error) => return Ok(false),
+        done => done.context(|| format!("hand over VDI {uuid}"))?,
     }
     Ok(record.other_config.contains_key(TAG_JOB))
 }
 
-/// A VDI by uuid; `None` where it is gone.
+/// Removes those of the VDIs that carry the job's mark and that nobody has any more. A disk that was being restored
+/// and is attached to somebody's VM is theirs from now on: it only loses the mark.
 ///
 /// # Errors
 /// Where the pool cannot be asked.
-pub async fn find_vdi(pool: &Pool, uuid: &str) -> Result<Option<Ref<Vdi>>> {
-    let parsed: Uuid =
-        uuid.parse().map_err(|_| Error::new(Kind::Usage, format!("'{uuid}' is not the uuid of a VDI")))?;
-    match pool.client.get_by_uuid::<Vdi>(&parsed).await {
-        Ok(vdi) => Ok(Some(vdi)),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error).context(|| format!("look for VDI {uuid}")),
+pub async fn remove_marked_vdis(pool: &Pool, job: &str, vdis: &BTreeMap<Ref<Vdi>, Vdi>) -> Result<Removed> {
+    let mut removed = Removed::default();
+    let mut unused = Vec::new();
+    for vdi in vdis.values().filter(|vdi| is_jobs_vdi(&pool.owner, job, vdi)) {
+        let uuid = vdi.uuid.to_string();
+        let users = users_of(pool, vdi).await?;
+        match users.first() {
+            Some(user) if vdi.other_config.contains_key(TAG_RESTORED) => {
+                let object = format!("mark on disk {uuid}, which VM '{}' has now", user.name_label);
+                removed.note(object, hand_over(pool, &uuid).await);
+            }
+            Some(_) => removed.note(format!("disk {uuid}"), refuse_used(pool, vdi).await.map(|()| false)),
+            // A VM of ours that could not be removed still has it, and is what is reported.
+            None if !vdi.vbds.is_empty() => {}
+            None => unused.push(uuid),
+        }
     }
-}
-
-/// Removes VDIs that carry the job's tags, are of a kind that a job makes, and are in nobody's use.
-async fn remove_tagged_vdis(pool: &Pool, job: &str, removed: &mut Removed) -> Result<()> {
-    let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
-    let ours: Vec<String> = vdis
-        .values()
-        .filter(|vdi| is_tagged(&vdi.other_config, &pool.owner, job) && is_made_by_jobs(vdi))
-        .map(|vdi| vdi.uuid.to_string())
-        .collect();
-    remove_vdis(pool, &ours, "disk", removed).await;
-    Ok(())
-}
-
-/// Whether a tagged VDI is a snapshot's disk, a delegate's, or one that was being restored into; not a reference, not
-/// a copy that inherited the tags, and not one that a VM still has.
-pub fn is_made_by_jobs(vdi: &Vdi) -> bool {
-    let reference = vdi.kind == VdiType::CbtMetadata || vdi.other_config.contains_key(TAG_REFERENCE);
-    let made = vdi.is_a_snapshot
-        || vdi.other_config.contains_key(TAG_DELEGATE)
-        || vdi.other_config.contains_key(TAG_RESTORED);
-    made && !reference && vdi.vbds.is_empty()
+    remove_vdis(pool, &unused, "disk", &mut removed).await;
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -313,20 +254,5 @@ mod tests {
         assert!(is_unsettled(&[intent.clone(), failed.clone()]));
         assert!(!is_unsettled(&[intent.clone(), made.clone(), failed]));
         assert!(is_unsettled(&[intent.clone(), made, intent]));
-    }
-
-    #[test]
-    fn only_vdis_that_jobs_make_and_nobody_uses_are_taken_for_ours() {
-        let tagged = |extra: &str| Vdi {
-            other_config: StringMap::from([(TAG_JOB.into(), "j".into()), (extra.into(), "x".into())]),
-            ..Vdi::default()
-        };
-        assert!(is_made_by_jobs(&tagged(TAG_RESTORED)));
-        assert!(is_made_by_jobs(&tagged(TAG_DELEGATE)));
-        assert!(!is_made_by_jobs(&tagged("other")), "a copy of our snapshot's disk inherits its tags");
-        assert!(is_made_by_jobs(&Vdi { is_a_snapshot: true, ..tagged("other") }));
-        assert!(!is_made_by_jobs(&Vdi { is_a_snapshot: true, ..tagged(TAG_REFERENCE) }));
-        let used = Vdi { vbds: vec![Ref::from_opaque(String::from("OpaqueRef:v"))], ..tagged(TAG_RESTORED) };
-        assert!(!is_made_by_jobs(&used));
     }
 }

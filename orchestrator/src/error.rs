@@ -39,6 +39,25 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 15] = [
+        Kind::Failed,
+        Kind::Usage,
+        Kind::NotFound,
+        Kind::Auth,
+        Kind::Unreachable,
+        Kind::Certificate,
+        Kind::Template,
+        Kind::Store,
+        Kind::StoreFull,
+        Kind::Damaged,
+        Kind::Leftovers,
+        Kind::NothingDone,
+        Kind::Alarm,
+        Kind::Locked,
+        Kind::Cancelled,
+    ];
+
     /// The process's exit code. Documented in the README; never renumbered.
     pub const fn exit_code(self) -> u8 {
         match self {

@@ -2,12 +2,14 @@
 
 use crate::config::{PoolConfig, State};
 use crate::error::{Context, Error, Kind, Result};
+use crate::retry::Waits;
 use base64::Engine as _;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use xapi::{
-    Call, Client, Credentials, Endpoint, Fingerprint, Host, Network, Observer, Pif, Ref, Verdict, Vm,
+    Call, Client, Credentials, Endpoint, Fingerprint, Host, Network, Observer, Pif, Ref, StringMap, Verdict,
+    Vm,
 };
 
 /// `other_config` key that names the job an object belongs to.
@@ -23,6 +25,17 @@ pub const TAG_REFERENCE: &str = "abd:reference";
 /// `other_config` key of the same: id of the store that holds the base. Two stores have references of their own.
 pub const TAG_STORE: &str = "abd:store";
 
+/// `other_config` key of everything we tag: the object's own uuid. Whoever copies, clones, snapshots or reverts to one
+/// of our objects copies its tags, but never its uuid: an object that carries the uuid of another one is not ours.
+pub const TAG_SELF: &str = "abd:self";
+
+/// `other_config` key of a task in the pool that a job started: the installation and the job, with a slash in between.
+pub const TAG_TASK: &str = "abd:task";
+
+/// Name under which a pool lists our sessions, followed by the installation's id. A pool drops the oldest of 500
+/// sessions of one name: those that a killed process left must not cost another installation its own.
+const ORIGINATOR: &str = "abd";
+
 /// A pool we are logged in to.
 pub struct Pool {
     /// What was recorded when it was added.
@@ -31,6 +44,8 @@ pub struct Pool {
     pub client: Client,
     /// Our installation.
     pub owner: String,
+    /// How long what makes us wait is waited for.
+    pub waits: Waits,
 }
 
 impl Pool {
@@ -55,11 +70,13 @@ impl Pool {
         config: PoolConfig,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self> {
-        let client = connect(&config, observer).await.context(|| format!("pool '{}'", config.name))?;
-        let found = client.pool().await.context(|| format!("pool '{}'", config.name));
+        let connected = connect(&config, state.owner(), observer).await;
+        let client = connected.context(|| format!("pool '{}'", config.name))?;
+        let found = client.learn_pool().await.context(|| format!("pool '{}'", config.name));
         match found {
             Ok((_, record)) if record.uuid.as_str() == config.uuid => {
-                Ok(Self { config, client, owner: state.owner().to_owned() })
+                let owner = state.owner().to_owned();
+                Ok(Self { config, client, owner, waits: Waits::default() })
             }
             other => {
                 // The session would end by itself after a day; the first error is the one that counts.
@@ -74,6 +91,19 @@ impl Pool {
                 )
                 .remedy("if the pool was rebuilt, remove it and add it again"))
             }
+        }
+    }
+
+    /// The same pool for the calls of one job: the tasks that they start carry the job's tag, so that `abd reconcile`
+    /// can end those that a killed job left under way.
+    #[must_use]
+    pub fn for_job(&self, job: &str) -> Self {
+        let tag = StringMap::from([(TAG_TASK.into(), format!("{}/{job}", self.owner))]);
+        Self {
+            config: self.config.clone(),
+            client: self.client.with_task_tags(tag),
+            owner: self.owner.clone(),
+            waits: self.waits,
         }
     }
 
@@ -187,14 +217,20 @@ impl Observer for ReadOnly {
     }
 }
 
-/// Opens a session with the recorded certificates.
-async fn connect(config: &PoolConfig, observer: Option<Arc<dyn Observer>>) -> Result<Client> {
+/// Opens a session with the recorded certificates, at another recorded member where the known address is silent.
+async fn connect(config: &PoolConfig, owner: &str, observer: Option<Arc<dyn Observer>>) -> Result<Client> {
     let endpoint = parse_endpoint(&config.endpoint)?;
     let credentials = match endpoint {
         Endpoint::Unix(_) => Credentials::Local,
         _ => Credentials::Password { user: config.user.clone(), password: config.password()? },
     };
-    connect_with(endpoint, credentials, &config.certificates, observer).await
+    let mut options = options(endpoint, credentials, &config.certificates, observer)?;
+    options.originator = format!("{ORIGINATOR}-{owner}");
+    if matches!(options.endpoint, Endpoint::Https { .. }) {
+        // The addresses are ours, written by `pool add`; one that is none is found out by its use.
+        options.members = config.certificates.keys().filter_map(|address| address.parse().ok()).collect();
+    }
+    Ok(Client::connect(options).await?)
 }
 
 /// Opens a session with the given certificates.
@@ -207,6 +243,15 @@ pub async fn connect_with(
     certificates: &BTreeMap<String, String>,
     observer: Option<Arc<dyn Observer>>,
 ) -> Result<Client> {
+    Ok(Client::connect(options(endpoint, credentials, certificates, observer)?).await?)
+}
+
+fn options(
+    endpoint: Endpoint,
+    credentials: Credentials,
+    certificates: &BTreeMap<String, String>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<xapi::Options> {
     let mut pins = BTreeMap::new();
     for (address, text) in certificates {
         let fingerprint: Fingerprint = text.parse().map_err(|_| {
@@ -221,7 +266,7 @@ pub async fn connect_with(
     let mut options = xapi::Options::new(endpoint, credentials);
     options.pins = Arc::new(pins);
     options.observer = observer;
-    Ok(Client::connect(options).await?)
+    Ok(options)
 }
 
 /// The bytes of the first certificate in PEM text.

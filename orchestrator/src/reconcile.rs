@@ -1,18 +1,23 @@
-//! `abd reconcile`: works through the journals of jobs that are over and looks for tagged objects without one.
+//! `abd reconcile`: works through the journals of jobs that are over and looks for marked objects without one.
 //!
-//! Touches an object only if it carries this installation's tag, or if a journal of this installation announced
-//! it and it is still what was announced. Safe to run at any time, any number of times.
+//! Touches an object only if it carries this installation's mark, or if a journal of this installation announced
+//! it and it is still what was announced. Safe to run at any time, any number of times, next to jobs that run.
+//!
+//! A killed process leaves more than objects: operations of its jobs may still be under way in the pool. Those are
+//! ended or waited for before anything is looked at, so that nothing appears behind our back.
 
 use crate::cleanup::{self, Removed};
 use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{self, DeadJournal, Entry};
-use crate::pool::{Pool, TAG_JOB, TAG_OWNER};
+use crate::ownership::{self, Mark};
+use crate::pool::{Pool, TAG_JOB, TAG_TASK};
 use crate::references;
-use crate::retry::is_gone;
-use std::collections::BTreeSet;
+use crate::retry::{Patience, is_gone};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
-use xapi::{Vdi, Vm};
+use xapi::{Ref, Task, TaskStatus, Vdi, Vm};
 
 /// What a run of it did.
 #[derive(Clone, Debug, Default)]
@@ -34,12 +39,19 @@ const SETTLED_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 /// # Errors
 /// Where the journals cannot be read or the pool cannot be asked.
 pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
-    let (live, dead) = journal::scan(&state.journal_directory())?;
+    let journals = state.journal_directory();
+    let (live, dead) = journal::scan(&journals)?;
     let mut outcome = Outcome { live, ..Outcome::default() };
+    // Locked as long as they are held: nobody else works through them.
+    let dead: Vec<DeadJournal> =
+        dead.into_iter().filter(|journal| belongs_to(journal, &pool.config.uuid)).collect();
+    let ours: BTreeSet<&str> = dead.iter().map(|journal| journal.job.as_str()).collect();
+    let busy = settle_tasks(pool, &journals, &ours).await?;
+    for (job, operations) in &busy {
+        let operations = operations.join(", ");
+        outcome.removed.leftovers.push(format!("job {job}: still under way in the pool: {operations}"));
+    }
     for journal in dead {
-        if !belongs_to(&journal, &pool.config.uuid) {
-            continue;
-        }
         outcome.jobs.push(journal.job.clone());
         let removed = match cleanup::remove_job(pool, &journal.job, &journal.entries).await {
             Ok(removed) => removed,
@@ -48,7 +60,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
                 continue;
             }
         };
-        let clean = removed.leftovers.is_empty();
+        let clean = removed.leftovers.is_empty() && !busy.contains_key(&journal.job);
         let waits = removed.objects.is_empty()
             && cleanup::is_unsettled(&journal.entries)
             && journal.age().is_some_and(|age| age < SETTLED_AFTER);
@@ -58,9 +70,49 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
             journal.finish()?;
         }
     }
-    remove_orphans(state, pool, &mut outcome).await?;
+    remove_orphans(&journals, pool, &mut outcome).await?;
     references::remove_stale(pool, &outcome.live, &mut outcome.removed).await?;
     Ok(outcome)
+}
+
+/// Ends or waits for the operations that jobs which are over left under way in the pool. Gives those that go on
+/// nevertheless, by job.
+///
+/// A task is such a job's if it carries the job's tag and the job has a journal that could be locked, or none at
+/// all: the journal of a job that runs is there before its first task.
+async fn settle_tasks(
+    pool: &Pool,
+    journals: &Path,
+    dead: &BTreeSet<&str>,
+) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut patience = Patience::new(pool.waits.tasks);
+    let mut cancelled = BTreeSet::new();
+    loop {
+        let tasks = pool.client.get_all_records::<Task>().await.context(|| "list tasks".into())?;
+        let running: Vec<(&Ref<Task>, &Task, &str)> = tasks
+            .iter()
+            .filter(|(_, task)| matches!(task.status, TaskStatus::Pending | TaskStatus::Cancelling))
+            .filter_map(|(reference, task)| Some((reference, task, job_of_task(&pool.owner, task)?)))
+            .filter(|(_, _, job)| dead.contains(job) || !journal::path(journals, job).exists())
+            .collect();
+        for (reference, task, job) in &running {
+            if !cancelled.insert((*reference).clone()) {
+                continue;
+            }
+            tracing::info!(job = %job, task = %task.name_label, "an operation of a dead job is under way: it is ended");
+            match pool.client.task_cancel(reference).await {
+                Err(error) if !is_gone(&error) => tracing::debug!(job = %job, "{error}"),
+                _ => {}
+            }
+        }
+        if running.is_empty() || !patience.pause().await {
+            let mut busy = BTreeMap::<String, Vec<String>>::new();
+            for (_, task, job) in running {
+                busy.entry(job.to_owned()).or_default().push(task.name_label.clone());
+            }
+            return Ok(busy);
+        }
+    }
 }
 
 /// Whether a journal is of a job in the pool of this uuid.
@@ -72,41 +124,58 @@ pub fn belongs_to(journal: &DeadJournal, pool: &str) -> bool {
     }
 }
 
-/// Objects with this installation's tag and a job that has no journal: the journal was lost.
+/// The job of this installation that started a task.
+fn job_of_task<'a>(owner: &str, task: &'a Task) -> Option<&'a str> {
+    let (found, job) = task.other_config.get(TAG_TASK)?.split_once('/')?;
+    // It is part of a file's name from here on.
+    (found == owner && uuid::Uuid::parse_str(job).is_ok()).then_some(job)
+}
+
+/// Objects with this installation's mark and a job that has no journal: the journal was lost.
 ///
 /// A job of another process may start or end meanwhile. Its journal is there before its first object, so an object
-/// that is seen and has no journal afterwards belongs to no job that runs; and whether it still carries the tag is
+/// that is seen and has no journal afterwards belongs to no job that runs; and whether it still carries the mark is
 /// asked again after that, because a job that ended in between has handed its disks over.
-async fn remove_orphans(state: &State, pool: &Pool, outcome: &mut Outcome) -> Result<()> {
+async fn remove_orphans(journals: &Path, pool: &Pool, outcome: &mut Outcome) -> Result<()> {
     // Jobs with a journal were dealt with by it, also where something resisted.
     let known: BTreeSet<String> = outcome.live.iter().chain(&outcome.jobs).cloned().collect();
-    let orphan = |other_config: &xapi::StringMap| {
-        let ours = other_config.get(TAG_OWNER).is_some_and(|owner| *owner == pool.owner);
-        other_config.get(TAG_JOB).filter(|job| ours && !known.contains(job.as_str())).cloned()
-    };
-    let has_journal = |job: &String| journal::path(&state.journal_directory(), job).exists();
+    let lost = |job: &str| !known.contains(job) && !journal::path(journals, job).exists();
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
-    let jobs: BTreeSet<String> = vms.values().filter_map(|vm| orphan(&vm.other_config)).collect();
-    for job in jobs.iter().filter(|job| !has_journal(job)) {
-        // Without a journal nothing is announced: only what carries the tag goes.
+    let jobs: BTreeSet<&str> =
+        vms.values().filter_map(|vm| job_of(pool, vm)).filter(|job| lost(job)).collect();
+    for job in jobs {
+        // Without a journal nothing is announced: only what carries the mark goes.
         let removed = cleanup::remove_job(pool, job, &[]).await?;
         outcome.removed.objects.extend(removed.objects);
         outcome.removed.leftovers.extend(removed.leftovers);
     }
     let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
-    let seen = vdis.values().filter_map(|vdi| Some((orphan(&vdi.other_config)?, vdi.uuid.to_string())));
-    for (job, uuid) in seen.filter(|(job, _)| !has_journal(job)) {
-        let Some(reference) = cleanup::find_vdi(pool, &uuid).await? else { continue };
-        let vdi = match pool.client.get_record::<Vdi>(&reference).await {
-            Ok(vdi) => vdi,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error).context(|| format!("look at VDI {uuid}")),
-        };
-        if cleanup::is_made_by_jobs(&vdi) && cleanup::is_tagged(&vdi.other_config, &pool.owner, &job) {
-            cleanup::remove_vdis(pool, &[uuid], "disk without a job", &mut outcome.removed).await;
-        }
+    let jobs: BTreeSet<String> = vdis
+        .values()
+        .filter_map(|vdi| {
+            vdi.other_config.get(TAG_JOB).filter(|job| ownership::is_jobs_vdi(&pool.owner, job, vdi))
+        })
+        .filter(|job| lost(job))
+        .cloned()
+        .collect();
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+    for job in jobs {
+        let removed = cleanup::remove_marked_vdis(&pool.for_job(&job), &job, &vdis).await?;
+        outcome.removed.objects.extend(removed.objects);
+        outcome.removed.leftovers.extend(removed.leftovers);
     }
     Ok(())
+}
+
+/// The job that a VM of ours was made for, from its mark or from its name.
+fn job_of<'a>(pool: &Pool, vm: &'a Vm) -> Option<&'a str> {
+    match ownership::mark_of(&pool.owner, &vm.uuid, &vm.other_config) {
+        Mark::Ours { job } => job.or_else(|| ownership::job_of_name(vm)),
+        _ => None,
+    }
 }
 
 /// What is still in the pool, as an error for the exit code.

@@ -9,10 +9,11 @@
 use crate::cleanup::{Removed, destroy_vdi, destroy_vm, disks_of, find_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::{Keep, Reserve, Rotation};
+use crate::ownership::is_copy;
 use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
 use crate::retry::{is_gone, until_free};
 use std::collections::{BTreeMap, BTreeSet};
-use xapi::{Ref, StringMap, Vdi, VdiType, Vm};
+use xapi::{Ref, StringMap, Uuid, Vdi, VdiType, Vm};
 
 /// End of a reserved snapshot's name; its beginning is the name of the job that made it.
 const RESERVED_SUFFIX: &str = "-reserved";
@@ -81,21 +82,21 @@ async fn tag_reference(pool: &Pool, rotation: &Rotation) -> Result<Option<(Ref<V
     Ok(Some((vdi, record)))
 }
 
-/// Uuids of the references that this installation keeps for a live VDI and a store, oldest first.
-pub fn references_of(pool: &Pool, vdis: &BTreeMap<Ref<Vdi>, Vdi>, live: &str, store: &str) -> Vec<String> {
+/// Uuids of the references that the installation `owner` keeps for a live VDI and a store, oldest first.
+pub fn references_of(owner: &str, vdis: &BTreeMap<Ref<Vdi>, Vdi>, live: &str, store: &str) -> Vec<String> {
     let mut found: Vec<&Vdi> = vdis
         .values()
         .filter(|vdi| {
-            vdi.kind == VdiType::CbtMetadata && is_reference(&pool.owner, &vdi.other_config, live, store)
+            vdi.kind == VdiType::CbtMetadata && is_reference(owner, &vdi.uuid, &vdi.other_config, live, store)
         })
         .collect();
     found.sort_by(|a, b| (&a.snapshot_time, a.uuid.as_str()).cmp(&(&b.snapshot_time, b.uuid.as_str())));
     found.into_iter().map(|vdi| vdi.uuid.to_string()).collect()
 }
 
-fn is_reference(owner: &str, tags: &StringMap, of: &str, store: &str) -> bool {
+fn is_reference(owner: &str, uuid: &Uuid, tags: &StringMap, of: &str, store: &str) -> bool {
     let is = |key: &str, value: &str| tags.get(key).is_some_and(|found| found == value);
-    is(TAG_OWNER, owner) && is(TAG_REFERENCE, of) && is(TAG_STORE, store)
+    !is_copy(uuid, tags) && is(TAG_OWNER, owner) && is(TAG_REFERENCE, of) && is(TAG_STORE, store)
 }
 
 /// Destroys a reference if it is one of ours.
@@ -103,7 +104,7 @@ async fn drop_reference(pool: &Pool, uuid: &str) -> Result<bool> {
     let Some(vdi) = find_vdi(pool, uuid).await? else { return Ok(false) };
     let record = pool.client.get_record::<Vdi>(&vdi).await.context(|| format!("look at VDI {uuid}"))?;
     let ours = record.other_config.get(TAG_OWNER).is_some_and(|owner| *owner == pool.owner);
-    if !ours || record.kind != VdiType::CbtMetadata {
+    if !ours || is_copy(&record.uuid, &record.other_config) || record.kind != VdiType::CbtMetadata {
         tracing::warn!(vdi = uuid, "a recorded reference is not ours any more; it stays");
         return Ok(false);
     }
@@ -140,14 +141,24 @@ async fn drop_reserved(pool: &Pool, newest: &Reserve, removed: &mut Removed) {
         Ok(vms) => vms,
         Err(error) => return removed.leftovers.push(format!("old reserved snapshots: {error}")),
     };
-    let old = vms.iter().filter(|(_, vm)| {
-        vm.uuid.as_str() != newest.snapshot
-            && is_reserved(vm, vms.get(&vm.snapshot_of))
-            && is_reference(&pool.owner, &vm.other_config, &newest.vm, &newest.store)
-    });
-    for (reference, vm) in old {
+    let kept = reserved_of(&pool.owner, &vms, &newest.vm, &newest.store);
+    for (reference, vm) in kept.into_iter().filter(|(_, vm)| vm.uuid.as_str() != newest.snapshot) {
         remove_reserved(pool, reference, vm, removed).await;
     }
+}
+
+/// The reserved snapshots that the installation `owner` keeps for a VM and a store.
+pub(crate) fn reserved_of<'a>(
+    owner: &str,
+    vms: &'a BTreeMap<Ref<Vm>, Vm>,
+    of: &str,
+    store: &str,
+) -> Vec<(&'a Ref<Vm>, &'a Vm)> {
+    let is_one = |vm: &Vm| {
+        is_reserved(vm, vms.get(&vm.snapshot_of))
+            && is_reference(owner, &vm.uuid, &vm.other_config, of, store)
+    };
+    vms.iter().filter(|(_, vm)| is_one(vm)).collect()
 }
 
 /// Whether a snapshot VM is a reserved one: kind, name and origin, for tags alone are inherited by copies.
@@ -186,7 +197,9 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
     let present: BTreeSet<&str> = vms.values().map(|vm| vm.uuid.as_str()).collect();
     for (reference, vm) in &vms {
-        if is_reserved(vm, vms.get(&vm.snapshot_of)) && is_stale(&pool.owner, &vm.other_config, &present) {
+        if is_reserved(vm, vms.get(&vm.snapshot_of))
+            && is_stale(&pool.owner, &vm.uuid, &vm.other_config, &present)
+        {
             remove_reserved(pool, reference, vm, removed).await;
         }
     }
@@ -196,7 +209,9 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
         let of_live_job = vdi.other_config.get(TAG_JOB).is_some_and(|job| live.contains(job));
         let what = match () {
             () if of_live_job => continue,
-            () if vdi.kind == VdiType::CbtMetadata && is_stale(&pool.owner, &vdi.other_config, &present) => {
+            () if vdi.kind == VdiType::CbtMetadata
+                && is_stale(&pool.owner, &vdi.uuid, &vdi.other_config, &present) =>
+            {
                 "reference of a disk that is gone"
             }
             () if is_unfinished(&pool.owner, vdi) => "unfinished reference",
@@ -208,17 +223,20 @@ pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -
 }
 
 /// Whether tags are those of a reference of ours to something that is not there any more.
-fn is_stale(owner: &str, tags: &StringMap, present: &BTreeSet<&str>) -> bool {
-    tags.get(TAG_OWNER).is_some_and(|found| found == owner)
+fn is_stale(owner: &str, uuid: &Uuid, tags: &StringMap, present: &BTreeSet<&str>) -> bool {
+    !is_copy(uuid, tags)
+        && tags.get(TAG_OWNER).is_some_and(|found| found == owner)
         && tags.get(TAG_REFERENCE).is_some_and(|of| !present.contains(of.as_str()))
 }
 
 /// Whether a VDI is a snapshot's disk that was to become a reference, still has its data, and is in no snapshot VM:
-/// the rotation that tagged it did not come to its end, and its journal is gone.
+/// the rotation that tagged it did not come to its end, and its journal is gone. A snapshot of a disk that was
+/// reverted to a reserved snapshot has the same tags.
 fn is_unfinished(owner: &str, vdi: &Vdi) -> bool {
     vdi.is_a_snapshot
         && vdi.kind != VdiType::CbtMetadata
         && vdi.vbds.is_empty()
+        && !is_copy(&vdi.uuid, &vdi.other_config)
         && vdi.other_config.get(TAG_OWNER).is_some_and(|found| found == owner)
         && vdi.other_config.contains_key(TAG_REFERENCE)
 }
@@ -226,6 +244,7 @@ fn is_unfinished(owner: &str, vdi: &Vdi) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::TAG_SELF;
 
     const VM: &str = "11111111-1111-4111-8111-111111111111";
     const JOB: &str = "22222222-2222-4222-8222-222222222222";
@@ -258,10 +277,15 @@ mod tests {
             (TAG_REFERENCE.into(), "disk".into()),
             (TAG_STORE.into(), "store".into()),
         ]);
-        assert!(is_reference("me", &tags, "disk", "store"));
-        assert!(!is_reference("you", &tags, "disk", "store"));
-        assert!(!is_reference("me", &tags, "other", "store"));
-        assert!(!is_reference("me", &tags, "disk", "elsewhere"));
+        let uuid: Uuid = VM.parse().expect("uuid");
+        assert!(is_reference("me", &uuid, &tags, "disk", "store"));
+        assert!(!is_reference("you", &uuid, &tags, "disk", "store"));
+        assert!(!is_reference("me", &uuid, &tags, "other", "store"));
+        assert!(!is_reference("me", &uuid, &tags, "disk", "elsewhere"));
+        let mut own = tags;
+        own.insert(TAG_SELF.into(), VM.into());
+        assert!(is_reference("me", &uuid, &own, "disk", "store"));
+        assert!(!is_reference("me", &JOB.parse().expect("uuid"), &own, "disk", "store"), "a copy");
     }
 
     #[test]
@@ -270,6 +294,9 @@ mod tests {
         let vdi = Vdi { is_a_snapshot: true, other_config: tags, ..Vdi::default() };
         assert!(is_unfinished("me", &vdi));
         assert!(!is_unfinished("you", &vdi));
+        let mut inherited = vdi.clone();
+        inherited.other_config.insert(TAG_SELF.into(), VM.into());
+        assert!(!is_unfinished("me", &inherited), "a snapshot of a disk that was reverted to a reserved one");
         assert!(!is_unfinished("me", &Vdi { kind: VdiType::CbtMetadata, ..vdi.clone() }));
         assert!(!is_unfinished("me", &Vdi { is_a_snapshot: false, ..vdi.clone() }), "a copy of it");
         let used = Vdi { vbds: vec![Ref::from_opaque(String::from("OpaqueRef:v"))], ..vdi };

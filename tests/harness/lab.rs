@@ -191,9 +191,20 @@ impl Lab {
 
     /// `abd --json` with this lab's directories, ready to start.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.plain_command(&["--json"]);
+        command.args(arguments);
+        command
+    }
+
+    /// Runs what [`Lab::command`] made, perhaps with more, to its end.
+    pub fn finish(&self, mut command: Command) -> Output {
+        Running::new(command.spawn().expect("abd starts")).finish()
+    }
+
+    /// The same as [`Lab::command`] for people: without `--json`.
+    pub fn plain_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.abd);
         command
-            .arg("--json")
             .args(arguments)
             .env("ABD_STATE_DIR", self.path("state"))
             .env_remove("ABD_STORE")

@@ -1,6 +1,6 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, jobs, pools, run, templates};
+use super::{Command, Session, jobs, plan, pools, run, templates};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -16,6 +16,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
         Command::Backup(args) => run::backup(session, *args).await,
         Command::Run(args) => run::run(session, *args).await,
         Command::Restore(args) => jobs::restore(session, args).await,
+        Command::Plan(args) => plan::run(session, *args).await,
         Command::List { vm } => {
             let (store, _) = catalog::open(&session.store, false)?;
             catalog::list(&store, vm.as_deref(), &session.report)

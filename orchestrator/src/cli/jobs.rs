@@ -145,14 +145,28 @@ pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> 
     let run = enter_pool(session, config, store, &identity, watch_signals()).await?;
     let result = async {
         let (store, id) = (run.store.clone(), args.point.clone());
-        let point = tokio::task::spawn_blocking(move || store.find_point(&id))
+        let found = move || Ok((store.find_point(&id)?, catalog::Doubts::of(&store.points()?.points)));
+        let (point, doubts) = tokio::task::spawn_blocking(found)
             .await
             .map_err(|error| {
                 Error::new(Kind::Failed, "looking for the restore point was stopped").because(error)
             })?
             .map_err(catalog::store_error)?;
         let count = point.point.disks.len();
-        let disks = if args.disk.is_empty() { (0..count).collect() } else { args.disk.clone() };
+        if doubts.concern(&point) {
+            let message = format!(
+                "restore point {} is suspect: an audit found later that change tracking had missed writes before it; \
+                 the next point of the VM is whole",
+                point.id.short()
+            );
+            session.report.event(&Event::Warning { job: None, message });
+        }
+        // A memory image is no disk for a VM: it is restored only where it is named.
+        let of_the_vm = |disk: &usize| point.point.disks[*disk].kind == ads::DiskKind::User;
+        let disks = match args.disk.as_slice() {
+            [] => (0..count).filter(of_the_vm).collect(),
+            named => named.to_vec(),
+        };
         if let Some(bad) = disks.iter().find(|disk| **disk >= count) {
             return Err(Error::new(
                 Kind::NotFound,

@@ -3,6 +3,7 @@
 mod commands;
 mod jobs;
 mod options;
+mod plan;
 mod pools;
 mod run;
 mod templates;
@@ -23,14 +24,15 @@ use xapi::{Ref, Sr};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done                                    7  template missing or of another version
-  1  a job failed                            8  store unusable
-  2  wrong usage                             9  store full
-  3  no such VM, pool or restore point      10  damaged data
-  4  credentials refused                    11  leftovers in the pool
-  5  pool unreachable                       12  nothing done: no VM, or every job left out
-  6  certificate not trusted or changed     13  ALARM: an audit failed
- 14  another run is active                 130  stopped by a signal";
+  0  done                                    8  store unusable
+  1  a job failed or was left out            9  store full
+  2  wrong usage                            10  damaged data
+  3  no such VM, pool or restore point      11  leftovers in the pool
+  4  credentials refused                    12  nothing done
+  5  pool unreachable                       13  ALARM: an audit failed
+  6  certificate not trusted or changed     14  another run is active
+  7  template missing or of another         130 stopped by a signal
+     version";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]
@@ -76,6 +78,16 @@ enum Command {
         after_help = "Example:\n  abd run /etc/abd/nightly.toml\n  abd run nightly.toml --dry-run\n  abd run --keys\n\norchestrator/README.md has a whole job file, the exit codes and units for systemd."
     )]
     Run(Box<RunArgs>),
+    /// Print what a backup would do, call by call, and change nothing.
+    ///
+    /// Takes the options of `abd backup`, or a job file, and asks what a job asks: which hosts its delegates would run
+    /// on, how each disk would be read and why, how much that is, and every call that would change something in the pool,
+    /// in order. What changed since the last backup is only known once there is a snapshot, so those numbers come from
+    /// earlier runs and say so.
+    #[command(
+        after_help = "Example:\n  abd plan web01\n  abd plan --job /etc/abd/nightly.toml\n  abd --json plan web01 | jq -r '.plans[].steps[].call'"
+    )]
+    Plan(Box<PlanArgs>),
     /// List restore points.
     #[command(after_help = "Example:\n  abd list web01")]
     List {
@@ -257,6 +269,27 @@ struct BackupArgs {
 }
 
 #[derive(Debug, Args)]
+struct PlanArgs {
+    /// VMs, by name, uuid or pattern.
+    #[arg(required_unless_present_any = ["tag", "job"])]
+    vms: Vec<String>,
+    /// VMs with this tag.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Leave out VMs of this name or pattern.
+    #[arg(long, value_name = "NAME")]
+    exclude: Vec<String>,
+    /// The pool, where more than one is known.
+    #[arg(long)]
+    pool: Option<String>,
+    /// The VMs and options of this job file.
+    #[arg(long, value_name = "JOBFILE", conflicts_with_all = ["vms", "tag", "exclude", "pool"])]
+    job: Option<PathBuf>,
+    #[command(flatten)]
+    jobs: JobArgs,
+}
+
+#[derive(Debug, Args)]
 struct RestoreArgs {
     /// The restore point's id, or the beginning of it.
     point: String,
@@ -378,6 +411,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_exit_code() {
+        for kind in Kind::ALL {
+            let code = kind.exit_code().to_string();
+            assert!(EXIT_CODES.split_whitespace().any(|word| word == code), "{kind:?}");
+        }
     }
 
     #[test]

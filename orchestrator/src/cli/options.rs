@@ -145,6 +145,9 @@ pub(super) struct RunFlags {
     /// Write the summary as JSON to this file.
     #[arg(long, value_name = "FILE")]
     summary_json: Option<PathBuf>,
+    /// Write the results as metrics to this file, for the node exporter's textfile collector (`NAME.prom`).
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// Make the store where its directory is missing or empty. The default store is made by itself; a named one is
     /// not, because an empty directory may be a mount point without its file system.
     #[arg(long)]
@@ -161,6 +164,7 @@ impl RunFlags {
         put(max_jobs, self.jobs);
         options.summary = self.summary.clone().or(options.summary.take());
         options.summary_json = self.summary_json.clone().or(options.summary_json.take());
+        options.metrics = self.metrics.clone().or(options.metrics.take());
     }
 }
 

@@ -57,31 +57,10 @@ pub(super) async fn run(session: &Session, args: RunArgs) -> Result<()> {
 }
 
 pub(super) async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
-    let mut select = Selection { tags: args.tag, ..Selection::default() };
-    for vm in &args.vms {
-        match uuid::Uuid::try_parse(vm) {
-            Ok(uuid) => select.uuids.push(uuid.to_string()),
-            Err(_) => select.names.push(pattern(vm)?),
-        }
-    }
-    let exclude = Selection {
-        names: args.exclude.iter().map(|name| pattern(name)).collect::<Result<_>>()?,
-        ..Selection::default()
-    };
-    let mut run = RunOptions::default();
-    args.flags.apply(&mut run);
+    let mut spec = by_hand(&args.vms, args.tag, &args.exclude, args.pool)?;
+    args.flags.apply(&mut spec.run);
     let plan = Plan {
-        spec: RunSpec {
-            name: "backup".into(),
-            pools: args.pool.into_iter().collect(),
-            store: None,
-            select,
-            exclude,
-            // A person sees what failed, and decides.
-            options: JobOptions { retries: 0, ..JobOptions::default() },
-            run,
-            overrides: Vec::new(),
-        },
+        spec,
         strictness: Strictness::Strict,
         jobs: args.jobs,
         create_store: args.flags.init_store || session.default_store,
@@ -90,6 +69,34 @@ pub(super) async fn backup(session: &Session, args: BackupArgs) -> Result<()> {
         store: session.store.clone(),
     };
     execute(session, plan).await
+}
+
+/// What a person names on the command line, as a job file would say it.
+pub(super) fn by_hand(
+    vms: &[String],
+    tags: Vec<String>,
+    exclude: &[String],
+    pool: Option<String>,
+) -> Result<RunSpec> {
+    let mut select = Selection { tags, ..Selection::default() };
+    for vm in vms {
+        match uuid::Uuid::try_parse(vm) {
+            Ok(uuid) => select.uuids.push(uuid.to_string()),
+            Err(_) => select.names.push(pattern(vm)?),
+        }
+    }
+    let names = exclude.iter().map(|name| pattern(name)).collect::<Result<_>>()?;
+    Ok(RunSpec {
+        name: "backup".into(),
+        pools: pool.into_iter().collect(),
+        store: None,
+        select,
+        exclude: Selection { names, ..Selection::default() },
+        // A person sees what failed, and decides.
+        options: JobOptions { retries: 0, ..JobOptions::default() },
+        run: RunOptions::default(),
+        overrides: Vec::new(),
+    })
 }
 
 fn pattern(text: &str) -> Result<Pattern> {
@@ -148,6 +155,9 @@ async fn execute(session: &Session, plan: Plan) -> Result<()> {
         }
     };
     warnings.extend(worked.warnings);
+    if !worked.pools.is_empty() {
+        summary.pools = worked.pools;
+    }
     summary.vms = worked.vms;
     summary.warnings = warnings;
     summary.ended = stamp(&now());
@@ -208,7 +218,7 @@ async fn finish(
         {
             value.extend(members);
         }
-        session.report.answer(&value, || format!("\n{}", summary::text(&summary)));
+        session.report.answer(&value, || summary::text(&summary));
     }
     match (failure, summary.verdict) {
         (_, None) => Ok(()),
@@ -276,6 +286,12 @@ fn write_files(options: &RunOptions, summary: &RunSummary) -> Result<()> {
     if let Some(path) = &options.summary_json {
         let text = serde_json::to_string_pretty(summary).expect("summaries are plain text and numbers");
         write(path, format!("{text}\n"))?;
+    }
+    if let Some(path) = &options.metrics {
+        // Whole or not at all: a scrape must not meet half of it.
+        let text = summary::metrics(summary, std::time::SystemTime::now());
+        crate::config::write_durable(path, text.as_bytes())
+            .map_err(|error| crate::error::file_error(Kind::Failed, path, "write", error))?;
     }
     Ok(())
 }

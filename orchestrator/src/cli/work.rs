@@ -44,6 +44,8 @@ pub(super) struct Work<'a> {
 /// What came of it.
 #[derive(Default)]
 pub(super) struct Worked {
+    /// Names of the pools that were entered.
+    pub pools: Vec<String>,
     pub vms: Vec<VmSummary>,
     pub warnings: Vec<String>,
     /// What failed that is no job. Other pools' jobs ran all the same.
@@ -83,6 +85,7 @@ pub(super) async fn work(session: &Session, work: Work<'_>) -> Worked {
         }
     };
     let runs: Vec<_> = entered.iter().map(|one| one.run.clone()).collect();
+    worked.pools = runs.iter().map(|run| run.pool.config.name.clone()).collect();
     match plan(session, &work, entered, &mut worked) {
         Ok((subjects, tasks)) => run_tasks(session, &work, &stop, subjects, &tasks, &mut worked).await,
         Err(error) => worked.fail(&session.report, error),

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::Entry;
 use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::spec::JobOptions;
-use crate::tracking::Mode;
+use crate::tracking::Decision;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use wire::{BackupDisk, Work};
@@ -78,7 +78,7 @@ impl Job<'_> {
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
-        match preflight::gate(&self.run.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
+        match preflight::gate(&self.pool, subject, &mut self.run.cancel.clone(), waiting).await? {
             Gate::Go { warnings } => {
                 for finding in warnings {
                     self.warn(finding.message);
@@ -103,7 +103,7 @@ impl Job<'_> {
         started: Instant,
     ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
         let mut live = self.live_disks(record).await?;
-        let site = placement::Site::look(&self.run.pool).await?;
+        let site = placement::Site::look(&self.pool).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
         let storage: Vec<_> = live.wanted.iter().map(|disk| disk.record.sr.clone()).collect();
@@ -222,9 +222,9 @@ impl Job<'_> {
         round: &Round,
         entries: &mut Vec<Entry>,
     ) -> Result<(Outcome, Result<()>), Failure> {
-        let disks = || (FIRST_POSITION..).zip(round.disks.iter().map(|at| &planned[*at]));
+        let disks = || (FIRST_POSITION..).zip(round.disks.iter().map(|at| (*at, &planned[*at])));
         let attachments: Vec<_> = disks()
-            .map(|(userdevice, disk)| Attachment {
+            .map(|(userdevice, (_, disk))| Attachment {
                 vdi: disk.source.snapshot.clone(),
                 userdevice,
                 writable: false,
@@ -235,26 +235,27 @@ impl Job<'_> {
             pack_size: self.run.pack_size,
             rate_limit: self.options.rate_limit,
             disks: disks()
-                .map(|(userdevice, disk)| BackupDisk {
+                .map(|(userdevice, (at, disk))| BackupDisk {
                     userdevice,
                     size: disk.source.size,
                     start: disk.decision.start.clone(),
-                    audit: self.audit(&disk.decision),
+                    audit: self.audit(at, &disk.decision),
                 })
                 .collect(),
         };
-        let bitmaps =
-            disks().map(|(_, disk)| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi())).collect();
+        let bitmaps = disks()
+            .map(|(_, (_, disk))| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi()))
+            .collect();
         let site = Site { host: Some(round.host.clone()), template: round.template };
         self.serve(work, bitmaps, &attachments, &site, entries).await
     }
 
-    /// What is read again of a disk of which only a part is read.
-    fn audit(&self, decision: &crate::tracking::Decision) -> Option<wire::Audit> {
+    /// What is read again of a disk of which only a part is read. Every disk has a sample of its own.
+    fn audit(&self, at: usize, decision: &Decision) -> Option<wire::Audit> {
         let options = self.options.audit;
-        let partial = matches!(decision.mode, Mode::Cbt | Mode::VhdDiff) || decision.bitmap.is_some();
-        (options.is_on() && partial).then(|| wire::Audit {
-            seed: options.seed.unwrap_or(self.seed),
+        let seed = options.seed.unwrap_or(self.seed);
+        (options.is_on() && decision.bitmap.is_some()).then(|| wire::Audit {
+            seed: seed.wrapping_add(u64::try_from(at).unwrap_or(u64::MAX)),
             parts_per_million: options.parts_per_million,
             minimum: blocks::BlockCount::new(u64::from(options.minimum)),
         })

@@ -17,9 +17,9 @@ use xapi::{Ref, Vdi, VdiType, VhdHead};
 
 /// How many restore points back a reference is looked for. A run that died between its commit and its rotation
 /// leaves the reference before; more than a few such runs in a row deserve a scan.
-const REFERENCES_BACK: usize = 4;
+pub(crate) const REFERENCES_BACK: usize = 4;
 /// Largest disk that XAPI exports as a VHD.
-const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
+pub(crate) const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
 
 /// A disk together with how it is read.
 pub(super) struct Planned {
@@ -28,7 +28,7 @@ pub(super) struct Planned {
 }
 
 /// The VM's earlier restore points, as far as this job may start from them.
-pub(super) struct History {
+pub(crate) struct History {
     /// Oldest first.
     points: Vec<StoredPoint>,
     /// Why none may be used, where that is so.
@@ -50,8 +50,25 @@ pub(super) struct Plan {
 }
 
 impl History {
+    /// The restore points of a VM among all of a store, oldest first. `damaged` names a pack of the store that cannot be
+    /// read: until it is mended every block is offered again, and those that were lost are shipped again.
+    pub(crate) fn new(mut points: Vec<StoredPoint>, vm: &str, full: bool, damaged: Option<&str>) -> Self {
+        points.retain(|stored| stored.point.vm.uuid == vm);
+        let unusable = match damaged {
+            _ if full => Some((Cause::FullRequested, "a full backup was asked for".to_owned())),
+            Some(_) => Some((Cause::StoreDamaged, "the store has damaged packs".to_owned())),
+            None => None,
+        };
+        Self { points, unusable }
+    }
+
+    /// Why none of them may be started from, where that is so.
+    pub(crate) fn unusable(&self) -> Option<&(Cause, String)> {
+        self.unusable.as_ref()
+    }
+
     /// All of them, oldest first, whether they may be started from or not.
-    pub(super) fn points(&self) -> &[StoredPoint] {
+    pub(crate) fn points(&self) -> &[StoredPoint] {
         &self.points
     }
 
@@ -68,7 +85,7 @@ impl History {
     }
 
     /// What the earlier points say about a disk, newest first.
-    fn of_disk<'h>(&'h self, vdi: &'h str) -> impl Iterator<Item = (PointId, &'h PointDisk)> {
+    pub(crate) fn of_disk<'h>(&'h self, vdi: &'h str) -> impl Iterator<Item = (PointId, &'h PointDisk)> {
         let disk = move |stored: &'h StoredPoint| {
             let found = stored.point.disks.iter().find(|d| d.vdi == vdi && d.kind == DiskKind::User);
             found.map(|disk| (stored.id, disk))
@@ -89,18 +106,13 @@ impl Job<'_> {
     /// block is offered again, and those that were lost are shipped again.
     pub(super) async fn history(&self, vm: &str) -> Result<History> {
         let store = self.run.store.clone();
-        let mut points = blocking(move || store.points()).await?.points;
-        points.retain(|stored| stored.point.vm.uuid == vm);
+        let points = blocking(move || store.points()).await?.points;
         let damaged = self.run.store.skipped_packs().first().map(|pack| pack.path.display().to_string());
-        let unusable = match damaged {
-            _ if self.options.full => Some((Cause::FullRequested, "a full backup was asked for".to_owned())),
-            Some(pack) => {
-                self.warn(format!("the store has damaged packs ({pack}): backing up in full"));
-                Some((Cause::StoreDamaged, "the store has damaged packs".to_owned()))
-            }
-            None => None,
-        };
-        Ok(History { points, unusable })
+        let history = History::new(points, vm, self.options.full, damaged.as_deref());
+        if let (Some((Cause::StoreDamaged, _)), Some(pack)) = (history.unusable(), damaged) {
+            self.warn(format!("the store has damaged packs ({pack}): backing up in full"));
+        }
+        Ok(history)
     }
 
     /// Decides for every disk how it is read. Disks in `reset` had their tracking started anew by this job.
@@ -173,7 +185,7 @@ impl Job<'_> {
         let mut missing = None;
         for (_, disk) in history.of_disk(&source.live_uuid).take(REFERENCES_BACK) {
             if let Some(uuid) = &disk.reference {
-                match cleanup::find_vdi(&self.run.pool, uuid).await {
+                match cleanup::find_vdi(&self.pool, uuid).await {
                     Ok(Some(reference)) => {
                         return self.changes_since(source, &reference, uuid, history).await;
                     }
@@ -210,7 +222,7 @@ impl Job<'_> {
         uuid: &str,
         history: &History,
     ) -> Result<Listing> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let record = client.get_record::<Vdi>(reference).await.context(|| format!("look at VDI {uuid}"))?;
         if !source.tracked {
             let Some(untracked) = &source.untracked else {
@@ -251,16 +263,16 @@ impl Job<'_> {
     async fn list(&self, from: &Ref<Vdi>, to: &Ref<Vdi>) -> std::result::Result<Vec<u8>, xapi::Error> {
         crate::retry::until_free_raw(
             || "list changed blocks".into(),
-            async || self.run.pool.client.vdi_list_changed_blocks(from, to).await,
+            async || self.pool.client.vdi_list_changed_blocks(from, to).await,
         )
         .await
     }
 
     /// The way from a reference to the snapshot over the later references that other runs left behind.
     async fn hops(&self, source: &Source, from: &Ref<Vdi>, uuid: &str) -> Result<Option<Vec<Hop>>> {
-        let vdis = self.run.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
+        let vdis = self.pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
         let store = self.run.store.id().to_string();
-        let all = references::references_of(&self.run.pool, &vdis, &source.live_uuid, &store);
+        let all = references::references_of(&self.pool.owner, &vdis, &source.live_uuid, &store);
         let later: Vec<&String> = all.iter().skip_while(|found| *found != uuid).skip(1).collect();
         if later.is_empty() {
             return Ok(None);
@@ -289,7 +301,7 @@ impl Job<'_> {
 
     /// The parts of the disk that may differ from the reserved snapshot, by the head of a differencing export.
     async fn difference(&self, source: &Source, reference: &Ref<Vdi>) -> Changes {
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, Some(reference)).await {
             Ok(head) if head.differencing => Changes::Difference(parts(head)),
             Ok(_) => Changes::Unknown(
                 Cause::ListingUnusable,
@@ -309,7 +321,7 @@ impl Job<'_> {
         if !source.is_vhd {
             return Allocation::Unknown("the storage does not tell what is allocated".into());
         }
-        match self.run.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
+        match self.pool.client.export_vdi_vhd_head(&source.snapshot, None).await {
             Ok(head) if !head.differencing => Allocation::Listed(parts(head)),
             Ok(_) => Allocation::Unknown("the pool sent a differencing VHD".into()),
             Err(error) => Allocation::Unknown(format!("the pool does not tell what is allocated: {error}")),

@@ -215,7 +215,7 @@ impl Job<'_> {
                 self.subject, alarm.name
             ),
         });
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let tracked = client.get_record::<Vdi>(&alarm.vdi).await.map(|vdi| vdi.cbt_enabled);
         let reset = match tracked {
             Ok(true) => self.reset_tracking(&alarm.vdi).await,
@@ -240,12 +240,12 @@ impl Job<'_> {
         store: &str,
         entries: &mut Vec<Entry>,
     ) -> Tidied {
-        let pool = &self.run.pool;
+        let pool = &self.pool;
         let mut tidied = Tidied::Fully;
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {
                 for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
-                    rotation.replaces = references::references_of(pool, &vdis, &rotation.live, store);
+                    rotation.replaces = references::references_of(&pool.owner, &vdis, &rotation.live, store);
                     rotation.replaces.retain(|uuid| *uuid != rotation.vdi);
                 }
             }

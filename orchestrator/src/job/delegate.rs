@@ -1,9 +1,10 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
 use super::{Failure, Job, PROGRESS_MS, cancelled};
-use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi, tags};
+use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
+use crate::ownership::mark;
 use crate::report::Event;
 use ads::{JobEvent, JobGrant, JobHandle};
 use std::time::{Duration, Instant};
@@ -91,19 +92,17 @@ impl Job<'_> {
         site: &Site,
     ) -> Result<Delegate> {
         let run = self.run;
-        let client = &run.pool.client;
+        let client = &self.pool.client;
         let name = delegate_name(&self.id);
         self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
         let template = &run.templates[site.template].template;
         let vm = client.vm_clone(&template.reference, &name).await.context(|| "clone the template".into())?;
-        for (key, value) in tags(&run.pool, &self.id) {
-            client.add_to_other_config(&vm, &key, &value).await.context(|| "tag the delegate".into())?;
-        }
         let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
-        let own_vdis = disks_of(&run.pool, &record, |_| true).await?;
+        mark(&self.pool, &vm, &record.uuid, &self.id, &[]).await.context(|| "tag the delegate".into())?;
+        let own_vdis = disks_of(&self.pool, &record, |_| true).await?;
         self.record(entries, Entry::Delegate { uuid: record.uuid.to_string(), vdis: own_vdis.clone() })?;
         for vdi in &own_vdis {
-            tag_vdi(&run.pool, vdi, &self.id, true).await?;
+            tag_vdi(&self.pool, vdi, &self.id, true).await?;
         }
         let setup = async {
             let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
@@ -199,9 +198,9 @@ impl Job<'_> {
 
     /// Removes a delegate and its own disks.
     pub(super) async fn remove(&self, delegate: &Delegate) -> Result<()> {
-        destroy_vm(&self.run.pool, &delegate.vm).await.context(|| "remove the delegate".into())?;
+        destroy_vm(&self.pool, &delegate.vm).await.context(|| "remove the delegate".into())?;
         for vdi in &delegate.own_vdis {
-            destroy_vdi(&self.run.pool, vdi).await.context(|| format!("remove the delegate's disk {vdi}"))?;
+            destroy_vdi(&self.pool, vdi).await.context(|| format!("remove the delegate's disk {vdi}"))?;
         }
         Ok(())
     }
@@ -215,7 +214,7 @@ impl Job<'_> {
     ) -> Result<Outcome, Failure> {
         let mut watch = Watch::new(disks);
         let mut cancel = self.run.cancel.clone();
-        let mut events = VmEvents::start(&self.run.pool.client, &delegate.vm);
+        let mut events = VmEvents::start(&self.pool.client, &delegate.vm);
         let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {

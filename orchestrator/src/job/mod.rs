@@ -2,7 +2,7 @@
 //! how it is made, watched and removed is the same.
 
 pub mod backup;
-mod changes;
+pub(crate) mod changes;
 mod commit;
 mod delegate;
 pub mod placement;
@@ -157,6 +157,8 @@ impl From<Error> for Failure {
 /// One job while it runs.
 struct Job<'a> {
     run: &'a Run,
+    /// The run's pool, with this job's tag on the tasks that it starts.
+    pool: Pool,
     id: String,
     subject: String,
     options: &'a JobOptions,
@@ -181,7 +183,8 @@ impl<'a> Job<'a> {
         run.report.event(&Event::JobStarted { job: id.clone(), subject: subject.to_owned() });
         let (seed, _) = uuid.as_u64_pair();
         let warnings = Mutex::default();
-        Ok(Self { run, id, subject: subject.to_owned(), options, seed, journal, warnings })
+        let pool = run.pool.for_job(&id);
+        Ok(Self { run, pool, id, subject: subject.to_owned(), options, seed, journal, warnings })
     }
 
     fn step(&self, step: &str) {
@@ -259,7 +262,7 @@ impl<'a> Job<'a> {
     /// Removes what a failed job made and reports it.
     async fn abandon(self, failure: Failure, entries: &[Entry]) -> JobResult {
         self.step("clean up");
-        let removed = cleanup::remove_job(&self.run.pool, &self.id, entries).await;
+        let removed = cleanup::remove_job(&self.pool, &self.id, entries).await;
         let kind = failure.error.kind();
         let mut leftovers = match &removed {
             Ok(Removed { leftovers, .. }) => leftovers.clone(),

@@ -8,7 +8,7 @@ use super::{FIRST_POSITION, Failure, Job, JobResult, Run, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
-use crate::pool::TAG_RESTORED;
+use crate::pool::{TAG_RESTORED, TAG_SELF};
 use crate::report::{DiskSummary, Event, JobSummary};
 use crate::spec::JobOptions;
 use ads::{PointDisk, StoredPoint};
@@ -56,7 +56,7 @@ impl Job<'_> {
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<JobSummary, Failure> {
-        let pool = placement::Site::look(&self.run.pool).await?;
+        let pool = placement::Site::look(&self.pool).await?;
         // The disks share their storage, so that every round has the same place.
         let storage = vec![request.sr.clone(); request.disks.len()];
         let rounds = rounds(&storage, &pool, &self.run.templates, &[])?;
@@ -80,18 +80,18 @@ impl Job<'_> {
         // From this entry on the disks are kept, whatever happens; what is left to do is taking our mark off.
         self.record(entries, Entry::Restored)?;
         for target in &targets {
-            cleanup::hand_over(&self.run.pool, &target.uuid).await?;
+            cleanup::hand_over(&self.pool, &target.uuid).await?;
         }
         Ok(self.summarise(&request, targets, written, started))
     }
 
     /// Makes a blank VDI, tagged with the job from its first moment.
     async fn make_vdi(&self, request: &Request, disk: PointDisk, entries: &mut Vec<Entry>) -> Result<Target> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let point = &request.point;
         let name = format!("{} (restored)", disk.name);
         self.record(entries, Entry::VdiIntent { name: name.clone() })?;
-        let mut other_config: StringMap = tags(&self.run.pool, &self.id);
+        let mut other_config: StringMap = tags(&self.pool, &self.id);
         other_config.insert(TAG_RESTORED.into(), point.id.to_string());
         let create = VdiCreate {
             name_label: name,
@@ -112,6 +112,8 @@ impl Job<'_> {
         let record = client.get_record::<Vdi>(&vdi).await.context(|| "look at the VDI".into())?;
         let uuid = record.uuid.to_string();
         self.record(entries, Entry::Vdi { uuid: uuid.clone() })?;
+        // The uuid is known only now; without it a copy of the disk would look like the disk.
+        client.add_to_other_config(&vdi, TAG_SELF, &uuid).await.context(|| "tag the VDI".into())?;
         if record.virtual_size < disk.tree.size.get() {
             let message =
                 format!("the pool made a VDI of {} bytes for {}", record.virtual_size, disk.tree.size);

@@ -2,9 +2,10 @@
 
 use super::Job;
 use super::source::{LiveDisk, LiveDisks, disk_name, position};
-use crate::cleanup::{self, Removed, snapshot_name, tags};
+use crate::cleanup::{self, Removed, snapshot_name};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
+use crate::ownership::mark;
 use crate::tracking::Untracked;
 use ads::DiskKind;
 use blocks::ByteCount;
@@ -55,16 +56,14 @@ impl Job<'_> {
         entries: &mut Vec<Entry>,
     ) -> Result<Snapshot> {
         self.step("snapshot");
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let name = snapshot_name(&self.id);
         self.record(entries, Entry::SnapshotIntent { vm: record.uuid.to_string(), name: name.clone() })?;
         let (snapshot, quiesced) = self.take(vm, record, &name, excluded).await?;
-        let tags = tags(&self.run.pool, &self.id);
-        for (key, value) in &tags {
-            client.add_to_other_config(&snapshot, key, value).await.context(|| "tag the snapshot".into())?;
-        }
         let looking = || "look at the snapshot".to_owned();
         let found = client.get_record::<Vm>(&snapshot).await.context(looking)?;
+        let marked = mark(&self.pool, &snapshot, &found.uuid, &self.id, &[]).await;
+        marked.context(|| "tag the snapshot".into())?;
         let mut disks = Vec::new();
         for vbd in &found.vbds {
             let vbd = client.get_record::<Vbd>(vbd).await.context(looking)?;
@@ -83,10 +82,9 @@ impl Job<'_> {
         let all = disks.iter().chain(&memory);
         let vdis = all.clone().map(|(_, vdi)| vdi.uuid.to_string()).collect();
         self.record(entries, Entry::Snapshot { uuid: found.uuid.to_string(), vdis })?;
-        for (vdi, _) in all {
-            for (key, value) in &tags {
-                client.add_to_other_config(vdi, key, value).await.context(|| "tag a snapshot disk".into())?;
-            }
+        for (vdi, record) in all {
+            let marked = mark(&self.pool, vdi, &record.uuid, &self.id, &[]).await;
+            marked.context(|| "tag a snapshot disk".into())?;
         }
         Ok(Snapshot { uuid: found.uuid.to_string(), disks, memory, quiesced })
     }
@@ -100,7 +98,7 @@ impl Job<'_> {
         name: &str,
         excluded: &[Ref<Vdi>],
     ) -> Result<(Ref<Vm>, bool)> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let taking = || format!("snapshot {}", record.name_label);
         if self.options.checkpoint {
             if record.power_state != PowerState::Halted {
@@ -175,8 +173,8 @@ impl Job<'_> {
     /// Removes the snapshot VM; its disks stay for now.
     pub(super) async fn remove_snapshot(&self, uuid: &str) -> Result<()> {
         let parsed = uuid.parse().map_err(|_| Error::new(Kind::Failed, format!("'{uuid}' is no uuid")))?;
-        match self.run.pool.client.get_by_uuid::<Vm>(&parsed).await {
-            Ok(vm) => cleanup::destroy_vm(&self.run.pool, &vm)
+        match self.pool.client.get_by_uuid::<Vm>(&parsed).await {
+            Ok(vm) => cleanup::destroy_vm(&self.pool, &vm)
                 .await
                 .map(|_| ())
                 .context(|| "remove the snapshot".into()),
@@ -191,7 +189,7 @@ impl Job<'_> {
         let uuids: Vec<String> =
             snapshot.disks.iter().chain(&snapshot.memory).map(|(_, vdi)| vdi.uuid.to_string()).collect();
         let mut removed = Removed::default();
-        cleanup::remove_vdis(&self.run.pool, &uuids, "snapshot disk", &mut removed).await;
+        cleanup::remove_vdis(&self.pool, &uuids, "snapshot disk", &mut removed).await;
         match removed.leftovers.first() {
             None => Ok(()),
             Some(first) => Err(Error::new(Kind::Failed, format!("an unusable snapshot stays: {first}"))),
@@ -199,8 +197,14 @@ impl Job<'_> {
     }
 }
 
+/// Whether the storage keeps a disk as a VHD. Repositories on volumes say what each disk is; those on files say it only
+/// of raw ones (`LVHDSR.py` and `FileSR.py` of the storage manager). Where this is wrong the export fails, and the disk
+/// is scanned.
 fn is_vhd(vdi: &Vdi) -> bool {
-    vdi.sm_config.get("vdi_type").is_some_and(|kind| kind == "vhd")
+    match vdi.sm_config.get("vdi_type") {
+        Some(kind) => kind == "vhd",
+        None => vdi.sm_config.get("type").is_none_or(|kind| kind != "raw"),
+    }
 }
 
 fn explain(error: Error) -> Error {

@@ -26,7 +26,7 @@ pub(super) struct LiveDisks {
 impl Job<'_> {
     /// The VM's disks, with the job's exclusions applied. Changes nothing.
     pub(super) async fn live_disks(&self, vm: &Vm) -> Result<LiveDisks> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let looking = || format!("look at the disks of {}", vm.name_label);
         let mut found = Vec::new();
         for reference in &vm.vbds {
@@ -76,7 +76,7 @@ impl Job<'_> {
         if disk.record.cbt_enabled {
             return None;
         }
-        let error = self.run.pool.client.vdi_enable_cbt(&disk.vdi).await.err()?;
+        let error = self.pool.client.vdi_enable_cbt(&disk.vdi).await.err()?;
         let why = untracked(&error);
         if self.options.cbt == CbtMode::On {
             let (_, sentence) = why.explain();
@@ -90,7 +90,7 @@ impl Job<'_> {
 
     /// Starts the tracking of a disk anew after its log turned out to be useless.
     pub(super) async fn reset_tracking(&self, vdi: &Ref<Vdi>) -> Result<()> {
-        let client = &self.run.pool.client;
+        let client = &self.pool.client;
         let reset = async {
             client.vdi_disable_cbt(vdi).await?;
             client.vdi_enable_cbt(vdi).await

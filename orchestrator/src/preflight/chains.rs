@@ -18,7 +18,7 @@ const SR_MERGES: usize = 64;
 
 /// What one storage repository has still to merge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
+pub(super) struct Backlog {
     /// Uuids of the hidden disks that wait for their only child.
     pub nodes: BTreeSet<String>,
     /// At most this many bytes are moved: what the children take up.
@@ -27,13 +27,13 @@ pub struct Backlog {
 
 impl Backlog {
     /// How many merges.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.nodes.len()
     }
 }
 
 /// What each storage repository has still to merge; those without are left out.
-pub fn backlogs(facts: &Facts) -> BTreeMap<Ref<Sr>, Backlog> {
+pub(super) fn backlogs(facts: &Facts) -> BTreeMap<Ref<Sr>, Backlog> {
     let mut children: BTreeMap<(&Ref<Sr>, &str), Vec<&Vdi>> = BTreeMap::new();
     for vdi in facts.vdis.values() {
         if let Some(parent) = parent_of(vdi) {

@@ -18,7 +18,7 @@ use xapi::{
 pub(super) type Records<T> = BTreeMap<Ref<T>, T>;
 
 /// API version of XenServer 7.3, the first release that tracks changes.
-pub(super) const FIRST_CBT_API: (i64, i64) = (2, 8);
+pub const FIRST_CBT_API: (i64, i64) = (2, 8);
 /// Port of XAPI on every host.
 const HTTPS_PORT: u16 = 443;
 /// Longest chain that is followed: a loop in broken metadata ends here. Storage takes 30.

@@ -49,12 +49,36 @@ pub enum Gate {
     Refuse(Vec<Finding>),
 }
 
+/// What would become of a job that starts now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// It starts, and these are its warnings.
+    Go(Vec<Finding>),
+    /// It waits for this first.
+    Wait(Finding),
+    /// It is left out because of this.
+    Skip(Finding),
+    /// It is refused because of these.
+    Refuse(Vec<Finding>),
+}
+
+/// What the gate would say now.
+pub fn outlook(facts: &Facts, reference: &Ref<Vm>, record: &Vm, options: &JobOptions) -> Outlook {
+    match decide(facts, reference, record, options, Duration::ZERO) {
+        Decision::Now(Gate::Go { warnings }) => Outlook::Go(warnings),
+        Decision::Now(Gate::Skip(held)) => Outlook::Skip(held),
+        Decision::Now(Gate::Refuse(errors)) => Outlook::Refuse(errors),
+        Decision::Wait { held, .. } => Outlook::Wait(held),
+    }
+}
+
 /// What the newest incremental restore point of each disk read, by uuid of the live VDI: what a guest usually
 /// writes between two jobs. `points` from the oldest to the newest.
 pub fn usual_changes(points: &[StoredPoint]) -> BTreeMap<String, ByteCount> {
     let disks = points.iter().flat_map(|stored| &stored.point.disks);
     let incremental = disks.filter(|disk| !matches!(disk.mode, Mode::Full | Mode::Scan));
-    incremental.map(|disk| (disk.vdi.clone(), disk.counts.moved)).collect()
+    let read = |counts: &wire::DiskCounts| counts.moved.get().saturating_sub(counts.audited.get());
+    incremental.map(|disk| (disk.vdi.clone(), ByteCount::new(read(&disk.counts)))).collect()
 }
 
 /// Looks at the pool and decides; waits for storage that merges snapshots where the job is configured to.
@@ -73,8 +97,9 @@ pub async fn gate(
     loop {
         let mut facts = Facts::for_job(pool, subject.known).await?;
         facts.usual_changes.clone_from(subject.usual_changes);
-        let decision = decide(&facts, subject.vm, subject.options, started.elapsed())?;
-        let (held, pause) = match decision {
+        let gone = || Error::new(Kind::NotFound, format!("the VM is gone from pool '{}'", facts.name));
+        let record = facts.vms.get(subject.vm).ok_or_else(gone)?;
+        let (held, pause) = match decide(&facts, subject.vm, record, subject.options, started.elapsed()) {
             Decision::Now(gate) => return Ok(gate),
             Decision::Wait { held, pause } => (held, pause),
         };
@@ -96,11 +121,13 @@ enum Decision {
     Wait { held: Finding, pause: Duration },
 }
 
-fn decide(facts: &Facts, reference: &Ref<Vm>, options: &JobOptions, waited: Duration) -> Result<Decision> {
-    let record = facts
-        .vms
-        .get(reference)
-        .ok_or_else(|| Error::new(Kind::NotFound, format!("the VM is gone from pool '{}'", facts.name)))?;
+fn decide(
+    facts: &Facts,
+    reference: &Ref<Vm>,
+    record: &Vm,
+    options: &JobOptions,
+    waited: Duration,
+) -> Decision {
     let held = chains::hold(facts, record, options);
     let mut findings = labelled(facts, vm::check(facts, reference, record, options));
     if held.is_some() && options.coalesce != CoalescePolicy::Ignore {
@@ -110,20 +137,20 @@ fn decide(facts: &Facts, reference: &Ref<Vm>, options: &JobOptions, waited: Dura
     findings.retain(|finding| finding.level > Level::Ok);
     if findings.iter().any(|finding| finding.level == Level::Error) {
         findings.retain(|finding| finding.level == Level::Error);
-        return Ok(Decision::Now(Gate::Refuse(findings)));
+        return Decision::Now(Gate::Refuse(findings));
     }
     let Some(held) = labelled(facts, held.into_iter().collect()).pop() else {
-        return Ok(Decision::Now(Gate::Go { warnings: findings }));
+        return Decision::Now(Gate::Go { warnings: findings });
     };
     match options.coalesce {
         CoalescePolicy::Wait { limit } if waited < limit => {
             let pause = (limit / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK).min(limit - waited);
-            Ok(Decision::Wait { held, pause })
+            Decision::Wait { held, pause }
         }
-        CoalescePolicy::Wait { .. } | CoalescePolicy::Skip => Ok(Decision::Now(Gate::Skip(held))),
+        CoalescePolicy::Wait { .. } | CoalescePolicy::Skip => Decision::Now(Gate::Skip(held)),
         CoalescePolicy::Ignore => {
             findings.push(held);
-            Ok(Decision::Now(Gate::Go { warnings: findings }))
+            Decision::Now(Gate::Go { warnings: findings })
         }
     }
 }
@@ -140,7 +167,7 @@ mod tests {
     }
 
     fn decision(sample: &Sample, coalesce: CoalescePolicy, waited: Duration) -> Decision {
-        decide(&sample.facts, &sample.vm, &options(coalesce), waited).expect("the VM is there")
+        decide(&sample.facts, &sample.vm, sample.vm(), &options(coalesce), waited)
     }
 
     /// Two merges of the VM's own disk wait.
@@ -187,7 +214,7 @@ mod tests {
         let policies = [CoalescePolicy::Wait { limit: MINUTE }, CoalescePolicy::Skip, CoalescePolicy::Ignore];
         for (policy, refused) in policies.into_iter().zip([false, false, true]) {
             let options = JobOptions { max_chain: 3, ..options(policy) };
-            let decision = decide(&sample.facts, &sample.vm, &options, Duration::ZERO).expect("a decision");
+            let decision = decide(&sample.facts, &sample.vm, sample.vm(), &options, Duration::ZERO);
             assert!(!matches!(decision, Decision::Now(Gate::Go { .. })), "{policy:?}: {decision:?}");
             assert_eq!(
                 matches!(decision, Decision::Now(Gate::Refuse(_))),
@@ -207,13 +234,5 @@ mod tests {
             panic!("not refused")
         };
         assert_eq!(findings.iter().map(|finding| finding.code).collect::<Vec<_>>(), [Code::VmBlocked]);
-    }
-
-    #[test]
-    fn a_vm_that_is_gone_is_an_error() {
-        let sample = Sample::new();
-        let gone = Ref::from_opaque("OpaqueRef:gone");
-        let error = decide(&sample.facts, &gone, &JobOptions::default(), Duration::ZERO).expect_err("gone");
-        assert_eq!(error.kind(), Kind::NotFound);
     }
 }

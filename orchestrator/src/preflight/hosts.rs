@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::job::placement::{self, Round};
 use crate::spec::JobOptions;
 use blocks::ByteCount;
-use xapi::{Host, Vm};
+use xapi::{Host, Ref, Sr, Vm};
 
 /// Pages of a domain.
 const PAGES_PER_MIB: u64 = 256;
@@ -51,12 +51,24 @@ pub fn rounds(
     options: &JobOptions,
     wanted: impl Fn(&Host) -> bool,
 ) -> Result<Vec<Round>> {
+    let disks = facts.disks(vm).into_iter().filter(|disk| !super::vm::is_excluded(disk, options));
+    let storage: Vec<_> = disks.map(|disk| disk.vdi.sr.clone()).collect();
+    place(facts, &storage, vm, wanted)
+}
+
+/// The same for what lies on this storage.
+///
+/// # Errors
+/// Which storage is seen by no host that takes new VMs and leads to the delegates' network.
+pub fn rounds_of(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm) -> Result<Vec<Round>> {
+    place(facts, storage, vm, |_| true)
+}
+
+fn place(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm, wanted: impl Fn(&Host) -> bool) -> Result<Vec<Round>> {
     let site = facts.site(|reference, host| {
         facts.is_usable(reference) && super::network::leads_to(facts, reference) && wanted(host)
     });
-    let disks = facts.disks(vm).into_iter().filter(|disk| !super::vm::is_excluded(disk, options));
-    let storage: Vec<_> = disks.map(|disk| disk.vdi.sr.clone()).collect();
-    placement::rounds(&storage, &site, facts.templates(), &placement::preference(None, Some(vm)))
+    placement::rounds(storage, &site, facts.templates(), &placement::preference(None, Some(vm)))
 }
 
 /// Hosts that take no delegates, or have no memory for one.

@@ -3,20 +3,34 @@
 
 use super::facts::Facts;
 use super::finding::{Code, Finding};
-use crate::cleanup::is_made_by_jobs;
+use crate::ownership::{Mark, is_made_by_jobs, mark_of};
 use crate::pool::{TAG_JOB, TAG_OWNER, TAG_REFERENCE};
 use std::collections::BTreeMap;
-use xapi::{StringMap, VdiType};
+use xapi::{StringMap, Uuid, VdiType};
 
 /// Objects that are named; the rest is counted.
 const NAMED: usize = 5;
+
+/// Objects of ended jobs of this installation.
+pub fn count(facts: &Facts) -> usize {
+    let is_ours = |tags: &StringMap| {
+        tags.get(TAG_OWNER) == Some(&facts.owner)
+            && tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job))
+    };
+    let vms = facts.vms.values().filter(|vm| is_ours(&vm.other_config)).count();
+    vms + facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi) && is_ours(&vdi.other_config)).count()
+}
 
 /// Checks what lies around.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut ours = Vec::new();
     let mut foreign: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut note = |tags: &StringMap, object: String| {
+    let mut note = |uuid: &Uuid, tags: &StringMap, object: String| {
         let Some(owner) = tags.get(TAG_OWNER) else { return };
+        // A copy of something of ours is its owner's.
+        if mark_of(&facts.owner, uuid, tags) == Mark::Copy {
+            return;
+        }
         if *owner != facts.owner {
             foreign.entry(owner.clone()).or_default().push(object);
         } else if tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job)) {
@@ -24,10 +38,10 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         }
     };
     for vm in facts.vms.values() {
-        note(&vm.other_config, format!("VM '{}' ({})", vm.name_label, vm.uuid));
+        note(&vm.uuid, &vm.other_config, format!("VM '{}' ({})", vm.name_label, vm.uuid));
     }
     for vdi in facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi)) {
-        note(&vdi.other_config, format!("disk '{}' ({})", vdi.name_label, vdi.uuid));
+        note(&vdi.uuid, &vdi.other_config, format!("disk '{}' ({})", vdi.name_label, vdi.uuid));
     }
     let pool = &facts.name;
     let mut findings = vec![if ours.is_empty() {

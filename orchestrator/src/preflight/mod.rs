@@ -25,17 +25,15 @@ mod text;
 mod trust;
 mod vm;
 
-pub use chains::{Backlog, backlogs};
-pub use facts::{Disk, Facts, Known};
+pub use facts::{Disk, FIRST_CBT_API, Facts, Known};
 pub use finding::{Code, Finding, Level, Object, ObjectKind, refusal, worst};
-pub use gate::{Gate, Subject, gate, usual_changes};
+pub use gate::{Gate, Outlook, Subject, gate, outlook, usual_changes};
 pub use here::{Calling, Here, check as check_here, check_calling};
-pub use hosts::{footprint, has_memory, rounds};
-pub use permissions::{BACKUP as BACKUP_CALLS, TRACKING as TRACKING_CALLS};
-pub use space::costs as snapshot_costs;
-pub use text::{WIDTH, text};
-pub use trust::product;
-pub use vm::is_excluded;
+pub use hosts::{footprint, has_memory, rounds, rounds_of};
+pub use leftovers::count as leftover_count;
+pub use text::{WIDTH, text, wrap};
+pub use trust::cbt_is_restricted;
+pub use vm::{FIRST_WITHOUT_QUIESCE_API, can_track, is_excluded, suspend_sr};
 
 use crate::spec::JobOptions;
 use std::time::SystemTime;

@@ -6,7 +6,7 @@ use super::finding::{Code, Finding};
 use std::collections::BTreeSet;
 
 /// Calls that a backup makes on every release, for its steps and to clean up after itself.
-pub const BACKUP: &[&str] = &[
+pub(super) const BACKUP: &[&str] = &[
     "VM.snapshot",
     "VM.clone",
     "VM.provision",
@@ -30,7 +30,7 @@ pub const BACKUP: &[&str] = &[
     "task.destroy",
 ];
 /// Calls for change tracking, on releases that have it.
-pub const TRACKING: &[&str] = &["VDI.enable_cbt", "VDI.data_destroy", "VDI.list_changed_blocks"];
+pub(super) const TRACKING: &[&str] = &["VDI.enable_cbt", "VDI.data_destroy", "VDI.list_changed_blocks"];
 /// What a job can do without, at a price.
 const EXPORT: &str = "http/get_export_raw_vdi";
 /// What restores need besides.

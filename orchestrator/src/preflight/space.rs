@@ -106,7 +106,7 @@ pub(super) fn cost_of_disk(facts: &Facts, disk: &Disk<'_>) -> ByteCount {
 }
 
 /// What a job of this VM costs on each storage repository.
-pub fn costs(facts: &Facts, vm: &Vm, options: &JobOptions) -> BTreeMap<Ref<Sr>, ByteCount> {
+pub(super) fn costs(facts: &Facts, vm: &Vm, options: &JobOptions) -> BTreeMap<Ref<Sr>, ByteCount> {
     let mut costs: BTreeMap<Ref<Sr>, ByteCount> = BTreeMap::new();
     let mut add = |sr: &Ref<Sr>, bytes: ByteCount| {
         let cost = costs.entry(sr.clone()).or_default();

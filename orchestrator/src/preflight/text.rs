@@ -68,7 +68,7 @@ fn sum(findings: &[Finding]) -> String {
 }
 
 /// Breaks text at spaces; a word that is longer than a line has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         let length = word.chars().count();

@@ -12,7 +12,7 @@ const CLOCK_LIMIT: Duration = Duration::from_secs(60);
 const EXPIRY_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Product and version of a host, such as `XCP-ng 8.3.0`; XAPI's own where the build has none.
-pub fn product(host: &Host) -> String {
+pub(super) fn product(host: &Host) -> String {
     let text = |key: &str| host.software_version.get(key).map(String::as_str).unwrap_or_default();
     match format!("{} {}", text("product_brand"), text("product_version")).trim() {
         "" => format!("XAPI {}.{}", host.api_version_major, host.api_version_minor),
@@ -61,7 +61,7 @@ pub(super) fn check_release(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Whether the licence forbids change tracking; none where the pool does not say.
-pub(super) fn cbt_is_restricted(facts: &Facts) -> Option<bool> {
+pub fn cbt_is_restricted(facts: &Facts) -> Option<bool> {
     const KEY: &str = "restrict_cbt";
     let of_hosts = || facts.hosts.values().filter_map(|host| host.license_params.get(KEY));
     match facts.pool.restrictions.get(KEY) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use xapi::{PowerState, Ref, Sr, Vm};
 
 /// API version of XenServer 8.1, from which no guest can be quieted any more.
-const FIRST_WITHOUT_QUIESCE_API: (i64, i64) = (2, 14);
+pub const FIRST_WITHOUT_QUIESCE_API: (i64, i64) = (2, 14);
 /// Operations that a job starts on its VM, or that get in its way.
 const DISTURBING: &[&str] = &[
     "migrate_send",
@@ -122,7 +122,7 @@ fn state(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Finding> {
 }
 
 /// Where the memory of a VM would be saved.
-pub(super) fn suspend_sr(facts: &Facts, vm: &Vm) -> Option<Ref<Sr>> {
+pub fn suspend_sr(facts: &Facts, vm: &Vm) -> Option<Ref<Sr>> {
     let host = facts.hosts.get(&vm.resident_on).map(|host| &host.suspend_image_sr);
     let wanted = [Some(&facts.pool.suspend_image_sr), host, Some(&facts.pool.default_sr)];
     wanted.into_iter().flatten().find(|sr| facts.srs.contains_key(sr)).cloned()
@@ -163,6 +163,15 @@ fn features<'a>(facts: &'a Facts, disk: &Disk<'_>) -> Option<&'a BTreeMap<String
     let kind = disk.sr?.kind.as_str();
     let sm = facts.sms.values().find(|sm| sm.kind == kind)?;
     (!sm.features.is_empty()).then_some(&sm.features)
+}
+
+/// Whether a disk's storage and format let the pool track its changes, as far as the pool tells.
+pub fn can_track(facts: &Facts, disk: &Disk<'_>) -> bool {
+    !is_raw(disk) && features(facts, disk).is_none_or(|known| known.contains_key("VDI_CONFIG_CBT"))
+}
+
+fn is_raw(disk: &Disk<'_>) -> bool {
+    disk.vdi.sm_config.get("vdi_type").is_some_and(|kind| matches!(kind.as_str(), "aio" | "raw"))
 }
 
 /// What keeps a disk from being snapshotted.
@@ -210,15 +219,12 @@ fn reading_of(facts: &Facts, vm: &Ref<Vm>, disk: &Disk<'_>, options: &JobOptions
             Finding::warning(code, disk.object(), message, "move the disk to storage that tracks changes");
         Finding { level: if options.require_cbt { super::Level::Error } else { finding.level }, ..finding }
     };
-    let raw = disk.vdi.sm_config.get("vdi_type").is_some_and(|kind| matches!(kind.as_str(), "aio" | "raw"));
-    if wants_tracking && raw {
+    if wants_tracking && is_raw(disk) {
         findings.push(untracked(
             Code::DiskRaw,
             format!("disk '{name}' is raw: its changes are not tracked, every job reads all of it"),
         ));
-    } else if wants_tracking
-        && features(facts, disk).is_some_and(|known| !known.contains_key("VDI_CONFIG_CBT"))
-    {
+    } else if wants_tracking && !can_track(facts, disk) {
         let kind = disk.sr.map_or("", |sr| &sr.kind);
         findings.push(untracked(
             Code::DiskNoTracking,

@@ -127,9 +127,9 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_allowed() {
         ("options = 1", "options: it is a section", "[options]"),
         ("[options]\nrate_limit = \"1 KiB/s\"", "too slow", "64 KiB/s"),
         ("[options]\nexclude_disks = [\"nmae:x\"]", "'nmae:' is not a way to name a disk", "position:NUMBER"),
-        ("[options]\nbefore_job = \"\"", "cannot be empty", "a line for the shell"),
-        ("[options]\nbefore_job = { comand = \"x\" }", "needs a command", "a line for the shell"),
-        ("[options]\nbefore_job = { command = \"x\", time = 1 }", "not 'time'", "a line for the shell"),
+        ("[options]\nbefore_job = \"\"", "cannot be empty", "a command line"),
+        ("[options]\nbefore_job = { comand = \"x\" }", "needs a command", "a command line"),
+        ("[options]\nbefore_job = { command = \"x\", time = 1 }", "not 'time'", "a command line"),
         (
             "[options]\ncoalesce = \"skip\"\ncoalesce_limit = \"1 min\"",
             "nothing waits",

@@ -5,6 +5,8 @@
 //! Never: reads a pool, a clock or a store.
 
 mod disks;
+#[cfg(test)]
+mod documents;
 mod file;
 mod reader;
 mod settings;
@@ -293,6 +295,8 @@ pub struct RunOptions {
     pub summary: Option<PathBuf>,
     /// File for the summary as JSON.
     pub summary_json: Option<PathBuf>,
+    /// File for the results as metrics.
+    pub metrics: Option<PathBuf>,
 }
 
 /// What becomes of running jobs when the backup window closes.

@@ -28,8 +28,8 @@ macro_rules! setting {
 }
 
 /// The forms of a hook.
-const HOOK_FORMS: &str = "a line for the shell, a list of a program and its arguments, or \
-    { command = ..., timeout = \"5 min\", on_failure = \"abort\" or \"warn\" }";
+const HOOK_FORMS: &str =
+    "a command line, a list of a program and its arguments, or { command, timeout, on_failure }";
 
 /// `[options]` and `[[vm]]`: what one job is told.
 pub(super) const JOB: &[Setting<JobOptions>] = &[
@@ -253,6 +253,8 @@ pub(super) const RUN: &[Setting<RunOptions>] = &[
     setting!("summary", "", "a path", "file for the summary as text", |o, v| o.summary =
         Some(v.parsed(path)?)),
     setting!("summary_json", "", "a path", "file for the summary as JSON", |o, v| o.summary_json =
+        Some(v.parsed(path)?)),
+    setting!("metrics", "", "a path", "file for the results as metrics", |o, v| o.metrics =
         Some(v.parsed(path)?)),
 ];
 

@@ -3,8 +3,10 @@
 //! Pure: the facts come in, the exit code, the JSON form and the text for a mail go out. Promises: a VM without a new
 //! restore point is never part of "all fine"; the JSON form only grows within a version.
 
+mod metrics;
 mod text;
 
+pub use metrics::metrics;
 pub use text::text;
 
 use crate::error::Kind;
@@ -151,8 +153,12 @@ pub struct DiskRow {
     pub cause: String,
     /// Why, in words.
     pub reason: String,
-    /// Bytes that were read.
+    /// Bytes that were read, audits included.
     pub read: u64,
+    /// Of these, bytes that were read only to check change tracking.
+    pub audited: u64,
+    /// Of these, bytes that tracking had missed.
+    pub mismatched: u64,
     /// Bytes that were added to the store, compressed.
     pub stored: u64,
 }

@@ -3,11 +3,11 @@
 use crate::flavour::Flavour;
 use crate::guest::Engine;
 use crate::rbac::Role;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 /// A storage repository to make, at start or over the control port.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SrSpec {
     /// Its name.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::client::{exchange, observe};
 use crate::endpoint::Endpoint;
 use crate::error::{Effect, Error, Kind, Result};
+use crate::http::Http;
 use crate::login::{Link, log_in};
 use crate::observer::Call;
 use crate::options::{Credentials, Options, Protocol};
@@ -30,8 +31,11 @@ const ROUNDS: u32 = 5;
 /// Members asked in one round. Any live member knows the master; the next round asks others.
 const MEMBERS_PER_ROUND: usize = 3;
 
-/// Longest that a host may take to say whether it still knows our session.
+/// Longest that a host may take to say whether it still knows our session, or who the master is.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Longest that a member may take to accept a connection. Dead ones must not keep us from the live.
+const KNOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// Most members of a pool that are remembered: XAPI's own limit is 64.
 const MEMBER_LIMIT: usize = 64;
@@ -69,6 +73,22 @@ pub(crate) struct Sessions {
     pool: StdMutex<KnownPool>,
 }
 
+/// The options for a host that may well be dead.
+fn impatient(options: &Options) -> Options {
+    let mut options = options.clone();
+    options.timeouts.connect = options.timeouts.connect.min(KNOCK_LIMIT);
+    options.timeouts.call = options.timeouts.call.min(PROBE_LIMIT);
+    options
+}
+
+/// A link that was made in haste, with the patience that its calls deserve.
+fn settled(options: &Options, mut link: Link) -> Result<Link> {
+    let endpoint = link.http.endpoint().clone();
+    let pin = options.pins.pin(&endpoint.address());
+    link.http = Http::new(endpoint, pin, options.timeouts.connect)?;
+    Ok(link)
+}
+
 /// What was learned about the pool, so that it is found and recognised again.
 #[derive(Default)]
 struct KnownPool {
@@ -95,21 +115,22 @@ struct Lost {
 impl Sessions {
     /// Logs in.
     pub(crate) async fn open(options: Options) -> Result<Self> {
-        let mut first = None;
-        let mut found = None;
-        let members = options.members.iter().filter(|member| **member != options.endpoint);
-        for endpoint in std::iter::once(&options.endpoint).chain(members.take(MEMBER_LIMIT)) {
-            match observed_log_in(&options, endpoint).await {
-                Ok(link) => {
-                    found = Some(link);
-                    break;
+        let link = match observed_log_in(&options, &options.endpoint).await {
+            Err(error) if is_silence(&error) => {
+                let others = impatient(&options);
+                let members = options.members.iter().filter(|member| **member != options.endpoint);
+                let mut found = None;
+                for member in members.take(MEMBERS_PER_ROUND) {
+                    found = observed_log_in(&others, member).await.ok();
+                    if found.is_some() {
+                        break;
+                    }
                 }
-                // The first error is about the address that the caller knows.
-                Err(error) if is_silence(&error) => first = first.or(Some(error)),
-                Err(error) => return Err(first.unwrap_or(error)),
+                // The error is about the address that the caller knows.
+                settled(&options, found.ok_or(error)?)?
             }
-        }
-        let Some(link) = found else { return Err(first.expect("the endpoint was asked")) };
+            done => done?,
+        };
         let pool = StdMutex::new(KnownPool { uuid: None, members: options.members.clone() });
         Ok(Self { options, state: tokio::sync::Mutex::new(State::Open(Arc::new(link))), pool })
     }
@@ -230,7 +251,15 @@ impl Sessions {
             }
         }
         for endpoint in self.candidates(lost) {
-            match self.enter(&endpoint).await {
+            let known_master = lost.old.is_none() && endpoint == lost.master;
+            let entered = match known_master {
+                true => self.enter(&self.options, &endpoint).await,
+                false => {
+                    let entered = self.enter(&impatient(&self.options), &endpoint).await;
+                    entered.and_then(|link| settled(&self.options, link))
+                }
+            };
+            match entered {
                 Ok(link) => {
                     if let Some(old) =
                         lost.old.take().filter(|old| old.http.endpoint() == link.http.endpoint())
@@ -294,8 +323,8 @@ impl Sessions {
     }
 
     /// Logs in and makes sure that it is the same pool: a host that left it has become the master of its own.
-    async fn enter(&self, endpoint: &Endpoint) -> Result<Link> {
-        let link = observed_log_in(&self.options, endpoint).await?;
+    async fn enter(&self, options: &Options, endpoint: &Endpoint) -> Result<Link> {
+        let link = observed_log_in(options, endpoint).await?;
         let Some(expected) = self.known_pool().uuid.clone() else { return Ok(link) };
         const METHOD: &str = "pool.get_all_records";
         let session = [Value::from(link.session.as_str())];

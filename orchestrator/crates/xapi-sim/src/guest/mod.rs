@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use qmp::Qmp;
 use xenstore::Shared;
@@ -309,7 +309,7 @@ impl Guest {
     pub async fn pause(&self) -> Result<(), GuestError> {
         match &self.reins {
             Reins::Qemu { qmp, .. } => qmp.execute("stop", json!({})).await.map(|_| ()),
-            Reins::Process { signals } => signal(signals, Signal::STOP).await,
+            Reins::Process { signals } => delegate::signal(signals, Signal::STOP).await,
         }
     }
 
@@ -317,7 +317,7 @@ impl Guest {
     pub async fn resume(&self) -> Result<(), GuestError> {
         match &self.reins {
             Reins::Qemu { qmp, .. } => qmp.execute("cont", json!({})).await.map(|_| ()),
-            Reins::Process { signals } => signal(signals, Signal::CONT).await,
+            Reins::Process { signals } => delegate::signal(signals, Signal::CONT).await,
         }
     }
 
@@ -341,12 +341,6 @@ impl Guest {
             );
         }
     }
-}
-
-async fn signal(signals: &mpsc::Sender<delegate::SignalRequest>, signal: Signal) -> Result<(), GuestError> {
-    let (done, sent) = oneshot::channel();
-    signals.send((signal, done)).await.map_err(|_| GuestError::Ended)?;
-    sent.await.map_err(|_| GuestError::Ended)
 }
 
 /// Refuses what QEMU or the guest would choke on later.

@@ -1,6 +1,28 @@
 //! The control port: plays the administrator who has VMs, the users inside them who write to their disks, and fate.
 //!
 //! Plain HTTP on loopback, JSON in and out. Nothing here exists on a real server.
+//!
+//! | route below `/lab` | does |
+//! |---|---|
+//! | `POST vm` | makes a sample VM: name, disks, cbt, running, tags and more in the body |
+//! | `.. sr` | storage repositories: see [`storage`] |
+//! | `PUT vdi/ID?offset=` | writes the body to a disk as its VM's user would |
+//! | `GET vdi/ID?offset=&length=` | reads it |
+//! | `POST vdi/ID/zero?offset=&length=`, `POST vdi/ID/resize?size=` | zeroes a range, grows the disk |
+//! | `GET vdi/ID/digest?sparse=1` | size and digests: see [`contents`] |
+//! | `GET vdi/ID/path` | the raw file behind it |
+//! | `POST vdi/ID/cbt-reset?how=`, `POST vdi/ID/cbt-forget?offset=&size=` | breaks change tracking: see [`fate`] |
+//! | `POST guest/ID/kill`, `POST guest/ID/link?up=` | kills a guest, pulls (0) or plugs (1) its network cable |
+//! | `GET guest/ID/console` | what it printed |
+//! | `GET inventory` | everything the pool holds |
+//! | `GET log?since=` | the event log, one object per line; `seq` counts from 0 |
+//! | `GET calls?since=` | of it the calls and data requests, each with `write`: whether it may change something |
+//! | `POST faults`, `GET faults` | plans a [`Fault`] or sets switches; what has not struck yet |
+//! | `POST sessions/drop` | ends every session |
+//! | `POST host/ID/reboot?down_ms=`, `POST host/ID/boot` | takes a host down, brings it back |
+//! | `POST master?host=` | makes another host the master |
+//! | `POST step?on=`, `POST step?n=`, `GET step` | single steps of asynchronous calls: see [`steps`] |
+//! | `POST shutdown` | ends the simulator |
 
 pub(crate) mod client;
 pub(crate) mod contents;

@@ -1,7 +1,7 @@
 //! The nodes of a chain that no user sees as disks: VDI records with `managed=false`, and `sm_config["vhd-parent"]` on
 //! every node that has a parent. Keeps the records in step with the chains.
 
-use super::space;
+use super::{space, vdi};
 use crate::config::{Coalesce, Config};
 use crate::failure::{Failure, Outcome};
 use crate::rpc::value::Value;
@@ -31,7 +31,7 @@ pub(crate) fn add(state: &mut State, uuid: &str, source: &str) {
         ("type", Value::text("user")),
         ("read_only", Value::Bool(true)),
         ("managed", Value::Bool(false)),
-        ("sm_config", Value::text_map([("vdi_type", "vhd")])),
+        ("sm_config", vdi::fresh_sm_config(&state.db, &state.db.text("VDI", source, "SR"))),
     ] {
         record.insert(field.into(), value);
     }

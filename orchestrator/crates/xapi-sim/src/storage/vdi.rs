@@ -123,10 +123,11 @@ fn given_size(config: &Config, backend: Backend, asked: u64) -> Outcome<u64> {
     })
 }
 
-/// What the storage manager notes on a disk that it has just made.
+/// What the storage manager notes on a disk that it has just made. Only repositories on volumes say that it is a VHD;
+/// those on files take that for granted (`FileSR.py` notes only `type=raw`, of raw disks).
 pub(crate) fn fresh_sm_config(db: &Db, sr: &str) -> Value {
-    let vhd = space::backend(db, sr).is_vhd();
-    Value::text_map(vhd.then_some(("vdi_type", "vhd")))
+    let says = space::backend(db, sr).layout == Layout::Lvm;
+    Value::text_map(says.then_some(("vdi_type", "vhd")))
 }
 
 /// The VBDs that keep a disk in use: attached ones of VMs that are no snapshots.

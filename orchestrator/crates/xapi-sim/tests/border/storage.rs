@@ -106,6 +106,10 @@ fn a_snapshot_on_thick_storage_costs_another_full_disk() {
     let snapshot = client.text("VM.snapshot", json!([vm, "one"]));
     let copy = client.snapshot_disk(&snapshot, &disk);
     let (base, record) = hidden(&client).remove(0);
+    // Volumes say what they hold.
+    assert_eq!(record["sm_config"], json!({"vdi_type": "vhd"}));
+    let live = client.call("VDI.get_sm_config", json!([disk]));
+    assert_eq!(live, json!({"vdi_type": "vhd", "vhd-parent": record["uuid"]}));
     // Two blocks with their bitmaps on top of 4.1 MiB of table, in 4 MiB; the snapshot has only the table.
     assert_eq!(record["physical_utilisation"], json!(12 * MIB), "{base}");
     assert_eq!(client.call("VDI.get_physical_utilisation", json!([copy])), json!(8 * MIB));
@@ -200,7 +204,8 @@ fn a_snapshot_leaves_a_base_that_both_disks_name_as_their_parent() {
     let client = lab.login();
     let (vm, disks) = client.vm(json!({"name": "v", "disks": [{"name": "d", "size": 8 * MIB}]}));
     let disk = &disks[0];
-    assert_eq!(client.call("VDI.get_sm_config", json!([disk])), json!({"vdi_type": "vhd"}));
+    // A repository on files does not say that its disks are VHDs.
+    assert_eq!(client.call("VDI.get_sm_config", json!([disk])), json!({}));
     client.write(disk, 0, &[1; 512]);
     let first = client.text("VM.snapshot", json!([vm, "1"]));
     let first_disk = client.snapshot_disk(&first, disk);
@@ -212,7 +217,7 @@ fn a_snapshot_leaves_a_base_that_both_disks_name_as_their_parent() {
         ("is_a_snapshot", json!(false)),
         ("VBDs", json!([])),
         ("allowed_operations", json!([])),
-        ("sm_config", json!({"vdi_type": "vhd"})),
+        ("sm_config", json!({})),
         ("location", record["uuid"].clone()),
     ] {
         assert_eq!(record[field], value, "{field}");

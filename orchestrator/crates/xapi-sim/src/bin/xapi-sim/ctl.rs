@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use xapi_sim::{Error, LabClient, Ports};
+use xapi_sim::{Error, LabClient, Ports, SrSpec};
 
 /// Options of `ctl`.
 #[derive(Debug, Args)]
@@ -24,6 +24,9 @@ enum CtlCommand {
     /// Disks.
     #[command(subcommand)]
     Vdi(VdiCommand),
+    /// Storage repositories.
+    #[command(subcommand)]
+    Sr(SrCommand),
     /// Running guests.
     #[command(subcommand)]
     Guest(GuestCommand),
@@ -62,6 +65,33 @@ enum VmCommand {
         /// A tag; may be repeated.
         #[arg(long = "tag")]
         tags: Vec<String>,
+        /// Name or uuid of the repository of its disks [default: the pool's default].
+        #[arg(long)]
+        sr: Option<String>,
+        /// Name or uuid of the host it prefers and, with --running, runs on.
+        #[arg(long)]
+        host: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SrCommand {
+    /// Make a repository: name=NAME,type=TYPE[,shared=BOOL][,host=N][,capacity=SIZE][,default=BOOL].
+    Create {
+        /// As for `serve --sr`.
+        spec: SrSpec,
+    },
+    /// Shorten its chains now, where the pool runs with --coalesce manual.
+    Coalesce {
+        /// The repository.
+        uuid: String,
+    },
+    /// Make it smaller or larger.
+    Capacity {
+        /// The repository.
+        uuid: String,
+        /// Its size in bytes.
+        bytes: u64,
     },
 }
 
@@ -144,12 +174,14 @@ enum GuestCommand {
 pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
     let client = LabClient::new(ports(&args.port_file)?.lab);
     match args.command {
-        CtlCommand::Vm(VmCommand::Create { name, disks, cbt, running, tags }) => {
-            let disks: Vec<Value> = disks.iter().map(|d| disk(d)).collect::<Result<_, _>>()?;
-            let wanted = json!({"name": name, "disks": disks, "cbt": cbt, "running": running, "tags": tags});
+        CtlCommand::Vm(VmCommand::Create { name, disks, cbt, running, tags, sr, host }) => {
+            let disks: Vec<Value> = disks.iter().map(|d| disk(d, sr.as_deref())).collect::<Result<_, _>>()?;
+            let wanted = json!({"name": name, "disks": disks, "cbt": cbt, "running": running, "tags": tags,
+                "host": host});
             print_json(&client.json("POST", "/lab/vm", Some(&wanted))?);
         }
         CtlCommand::Vdi(command) => vdi(&client, command)?,
+        CtlCommand::Sr(command) => repository(&client, command)?,
         CtlCommand::Guest(command) => guest(&client, command)?,
         CtlCommand::Inventory => print_json(&client.json("GET", "/lab/inventory", None)?),
         CtlCommand::Log { since } => {
@@ -179,18 +211,33 @@ fn ports(path: &PathBuf) -> Result<Ports, Error> {
     serde_json::from_str(&text).map_err(|e| wrong("ports file", format!("{}: {e}", path.display())))
 }
 
-fn disk(text: &str) -> Result<Value, Error> {
+fn repository(client: &LabClient, command: SrCommand) -> Result<(), Error> {
+    let answer = match command {
+        SrCommand::Create { spec } => {
+            let wanted = serde_json::to_value(&spec).expect("a specification is plain members");
+            client.json("POST", "/lab/sr", Some(&wanted))?
+        }
+        SrCommand::Coalesce { uuid } => client.json("POST", &format!("/lab/sr/{uuid}/coalesce"), None)?,
+        SrCommand::Capacity { uuid, bytes } => {
+            client.json("POST", &format!("/lab/sr/{uuid}/capacity?bytes={bytes}"), None)?
+        }
+    };
+    print_json(&answer);
+    Ok(())
+}
+
+fn disk(text: &str, sr: Option<&str>) -> Result<Value, Error> {
     let (name, source) =
         text.split_once('=').ok_or_else(|| wrong("--disk", format!("{text:?} is not NAME=...")))?;
     match source.parse::<u64>() {
-        Ok(size) => Ok(json!({"name": name, "size": size})),
+        Ok(size) => Ok(json!({"name": name, "size": size, "sr": sr})),
         Err(_) => {
             let path = std::fs::canonicalize(source).map_err(|e| Error::File {
                 action: "find",
                 path: source.into(),
                 source: e,
             })?;
-            Ok(json!({"name": name, "file": path}))
+            Ok(json!({"name": name, "file": path, "sr": sr}))
         }
     }
 }

@@ -22,6 +22,9 @@ Examples:
     xapi-sim serve --dir /tmp/pool --port-file /tmp/pool/ports.json
   An old release without change tracking, reached only by XML-RPC:
     xapi-sim serve --dir /tmp/old --flavour xs-7.2 --no-json
+  Two hosts, thick shared storage, chains that wait to be shortened, a user with less than root's rights:
+    xapi-sim serve --dir /tmp/pool --hosts 2 --sr name=san,type=lvmoiscsi,capacity=2T,default=true \\
+      --coalesce manual --extra-user backup:secret:vm-power-admin
   Make a VM from a disk image, write into it, look at it:
     xapi-sim ctl --port-file /tmp/pool/ports.json vm create web01 --disk root=/tmp/root.img --cbt
     xapi-sim ctl --port-file /tmp/pool/ports.json vdi write VDI-UUID --offset 65536 < new-bytes

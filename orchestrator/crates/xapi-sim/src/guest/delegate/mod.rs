@@ -124,6 +124,13 @@ pub(super) async fn start(
     Ok(Started { pid, signals, kill, has_ended })
 }
 
+/// Sends a signal to a delegate that may have ended; returns once it was sent.
+pub(super) async fn signal(signals: &mpsc::Sender<SignalRequest>, signal: Signal) -> Result<(), GuestError> {
+    let (done, sent) = oneshot::channel();
+    signals.send((signal, done)).await.map_err(|_| GuestError::Ended)?;
+    sent.await.map_err(|_| GuestError::Ended)
+}
+
 /// What stands under [`LINK_KEY`].
 pub(super) const fn link_value(up: bool) -> &'static str {
     if up { "1" } else { "0" }

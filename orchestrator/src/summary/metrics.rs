@@ -1,0 +1,165 @@
+//! The results of a run as metrics, in Prometheus' exposition format, for the node exporter's textfile collector.
+//!
+//! Names and labels are stable. Labels hold names of pools, VMs and disks, modes and causes; never a secret.
+
+use super::{DiskRow, RunSummary, VmSummary};
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The metrics of a run that ended at `ended`.
+pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
+    let mut page = Page::default();
+    let of_run = || vec![("run", summary.name.clone())];
+    let of_vm = |vm: &VmSummary| {
+        let mut labels = of_run();
+        labels.extend([("pool", vm.pool.clone()), ("vm", vm.vm.clone()), ("uuid", vm.uuid.clone())]);
+        labels
+    };
+    let of_disk = |vm: &VmSummary, disk: &DiskRow| {
+        let mut labels = of_vm(vm);
+        labels.extend([("disk", disk.name.clone()), ("vdi", disk.vdi.clone())]);
+        labels
+    };
+
+    page.family("abd_run_end_time_seconds", "When the run ended, in seconds since 1970.");
+    let ended = ended.duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+    page.sample("abd_run_end_time_seconds", &of_run(), ended);
+    page.family("abd_run_exit_code", "The exit code of the run; 0 where all is well.");
+    page.sample("abd_run_exit_code", &of_run(), f64::from(summary.exit_code));
+    page.family("abd_job_result", "1 for how the last job of a VM ended, by its result.");
+    for vm in &summary.vms {
+        let mut labels = of_vm(vm);
+        labels.push(("result", vm.result.word().to_owned()));
+        page.sample("abd_job_result", &labels, 1.0);
+    }
+    type Number = fn(&VmSummary) -> f64;
+    let numbers: [(&str, &str, Number); 3] = [
+        ("abd_job_duration_seconds", "Wall time of the last job.", |vm| vm.elapsed_ms as f64 / 1000.0),
+        ("abd_job_alarms", "Disks whose audit caught change tracking missing writes.", |vm| {
+            vm.alarms.len() as f64
+        }),
+        ("abd_job_leftovers", "Objects that could not be removed from the pool.", |vm| {
+            vm.leftovers.len() as f64
+        }),
+    ];
+    for (name, help, number) in numbers {
+        page.family(name, help);
+        for vm in &summary.vms {
+            page.sample(name, &of_vm(vm), number(vm));
+        }
+    }
+    page.family("abd_disk_mode", "1 for how a disk was read, by mode and cause.");
+    for (vm, disk) in disks(summary) {
+        let mut labels = of_disk(vm, disk);
+        labels.extend([("mode", disk.mode.clone()), ("cause", disk.cause.clone())]);
+        page.sample("abd_disk_mode", &labels, 1.0);
+    }
+    type Size = fn(&DiskRow) -> u64;
+    let sizes: [(&str, &str, Size); 5] = [
+        ("abd_disk_size_bytes", "Size of a disk.", |disk| disk.size),
+        ("abd_disk_read_bytes", "Bytes read from a disk, audits included.", |disk| disk.read),
+        ("abd_disk_stored_bytes", "Bytes added to the store, compressed.", |disk| disk.stored),
+        ("abd_disk_audited_bytes", "Bytes read only to check change tracking.", |disk| disk.audited),
+        ("abd_disk_mismatched_bytes", "Audited bytes that tracking had missed.", |disk| disk.mismatched),
+    ];
+    for (name, help, size) in sizes {
+        page.family(name, help);
+        for (vm, disk) in disks(summary) {
+            page.sample(name, &of_disk(vm, disk), size(disk) as f64);
+        }
+    }
+    page.text
+}
+
+fn disks(summary: &RunSummary) -> impl Iterator<Item = (&VmSummary, &DiskRow)> {
+    summary.vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk)))
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, String)], value: f64) {
+        let labels: Vec<String> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+        // As above.
+        let _ = writeln!(self.text, "{name}{{{}}} {value}", labels.join(","));
+    }
+}
+
+/// A label's value as the format wants it.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::VmResult;
+    use super::*;
+    use std::time::Duration;
+
+    fn summary() -> RunSummary {
+        let disk = DiskRow {
+            name: "a \"disk\"\\".into(),
+            vdi: "v".into(),
+            mode: "scan".into(),
+            cause: "reference-missing".into(),
+            read: 131_072,
+            ..DiskRow::default()
+        };
+        let vm = |name: &str, result, disks| VmSummary {
+            vm: name.into(),
+            uuid: "u".into(),
+            pool: "dc1".into(),
+            result,
+            elapsed_ms: 1500,
+            disks,
+            ..VmSummary::default()
+        };
+        RunSummary {
+            name: "nightly".into(),
+            vms: vec![vm("web01", VmResult::Done, vec![disk]), vm("db01", VmResult::Failed, Vec::new())],
+            ..RunSummary::default()
+        }
+    }
+
+    #[test]
+    fn every_disk_tells_how_and_why_it_was_read() {
+        let text = metrics(&summary(), UNIX_EPOCH + Duration::from_millis(1500));
+        let web01 = "run=\"nightly\",pool=\"dc1\",vm=\"web01\",uuid=\"u\"";
+        let disk = format!("{web01},disk=\"a \\\"disk\\\"\\\\\",vdi=\"v\"");
+        for line in [
+            "abd_run_end_time_seconds{run=\"nightly\"} 1.5".to_owned(),
+            format!("abd_job_result{{{web01},result=\"done\"}} 1"),
+            format!("abd_job_duration_seconds{{{web01}}} 1.5"),
+            format!("abd_disk_mode{{{disk},mode=\"scan\",cause=\"reference-missing\"}} 1"),
+            format!("abd_disk_read_bytes{{{disk}}} 131072"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+        assert!(text.contains("vm=\"db01\",uuid=\"u\",result=\"failed\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn each_family_is_described_once_before_its_samples() {
+        let text = metrics(&summary(), UNIX_EPOCH);
+        let mut described = Vec::new();
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.strip_suffix(" gauge")) {
+                assert!(!described.contains(&name), "{name} twice");
+                described.push(name);
+            } else if !line.starts_with('#') {
+                let name = line.split('{').next().expect("a name");
+                assert_eq!(described.last(), Some(&name), "{line}");
+            }
+        }
+        assert_eq!(described.len(), 12);
+    }
+}
