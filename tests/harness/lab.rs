@@ -12,9 +12,24 @@ use xapi_sim::{LabClient, Ports};
 /// How long the simulator may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// Size of the disk of a template that nobody boots.
+const BLANK_DISK_SIZE: u64 = 1 << 20;
+
+/// What runs the delegates of a lab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delegates {
+    /// Guests in QEMU, booted from the built image.
+    #[default]
+    Guests,
+    /// The appliance's worker as a process of the simulator: a job takes milliseconds, and no image is needed.
+    Processes,
+}
+
 /// How a lab is started.
 #[derive(Debug, Default)]
 pub struct Options {
+    /// What runs the delegates.
+    pub delegates: Delegates,
     /// More arguments for `xapi-sim serve`.
     pub sim: Vec<String>,
     /// Leave the pool unknown to `abd`.
@@ -29,6 +44,7 @@ pub struct Lab {
     dir: tempfile::TempDir,
     sim: Child,
     abd: PathBuf,
+    delegates: Delegates,
     /// Where the pool listens.
     pub ports: Ports,
     control: LabClient,
@@ -51,6 +67,12 @@ impl Lab {
         Self::with(Options::default())
     }
 
+    /// A pool whose delegates are processes, with more arguments for `xapi-sim serve`.
+    pub fn quick(sim: &[&str]) -> Option<Self> {
+        let sim = sim.iter().map(|argument| (*argument).to_owned()).collect();
+        Self::with(Options { delegates: Delegates::Processes, sim, ..Options::default() })
+    }
+
     /// A pool as the options say.
     pub fn with(options: Options) -> Option<Self> {
         let (Some(abd), Some(sim)) = (variable("ABD_BIN"), variable("ABD_SIM_BIN")) else {
@@ -65,6 +87,10 @@ impl Lab {
             .arg(dir.path().join("pool"))
             .arg("--port-file")
             .arg(&port_file)
+            .args(match options.delegates {
+                Delegates::Guests => ["--delegates", "qemu"],
+                Delegates::Processes => ["--delegates", "process"],
+            })
             .args(&options.sim)
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -79,7 +105,10 @@ impl Lab {
             std::thread::sleep(Duration::from_millis(20));
         };
         let control = LabClient::new(ports.lab);
-        let lab = Self { dir, sim, abd, ports, control };
+        let lab = Self { dir, sim, abd, delegates: options.delegates, ports, control };
+        if options.delegates == Delegates::Processes {
+            lab.pack_blank_template();
+        }
         if !options.without_pool {
             lab.add_pool().ok();
         }
@@ -122,8 +151,20 @@ impl Lab {
         format!("https://127.0.0.1:{}", self.ports.https)
     }
 
+    /// Packs a template whose disk is blank: a delegate that is a process boots from nothing.
+    fn pack_blank_template(&self) {
+        let disk = self.path("blank.img");
+        let file = fs::File::create(&disk).expect("a file");
+        file.set_len(BLANK_DISK_SIZE).expect("a size");
+        let disk = disk.display().to_string();
+        self.abd(&["template", "build", "--disk", &disk, "--out", &self.template()]).ok();
+    }
+
     /// The template's file.
     pub fn template(&self) -> String {
+        if self.delegates == Delegates::Processes {
+            return self.path("blank.xva").display().to_string();
+        }
         let directory = variable("ABD_IMAGE_DIR").expect("scripts/test sets ABD_IMAGE_DIR");
         directory.join("abd.xva").display().to_string()
     }
@@ -219,59 +260,24 @@ impl Lab {
         self.control.json("GET", &format!("/lab/vdi/{vdi}/digest?sparse=1"), None).expect("a digest")
     }
 
-    /// Destroys a disk behind `abd`'s back, over the API.
-    pub fn destroy_vdi(&self, uuid: &str) {
-        let reference = self.api("VDI.get_by_uuid", json!([uuid]));
-        self.api("VDI.destroy", json!([reference]));
-    }
-
-    /// Changes a member of a VM's `other_config` behind `abd`'s back.
-    pub fn set_vm_other_config(&self, uuid: &str, key: &str, value: &str) {
-        let reference = self.api("VM.get_by_uuid", json!([uuid]));
-        self.api("VM.remove_from_other_config", json!([reference, key]));
-        self.api("VM.add_to_other_config", json!([reference, key, value]));
-    }
-
-    /// Clones the snapshot of the job that runs into a VM of a user's, as an admin might. Gives its uuid.
-    #[track_caller]
-    pub fn clone_snapshot(&self, name: &str) -> String {
-        let inventory = self.inventory();
-        let vms = inventory["VM"].as_array().expect("a list");
-        let is_ours = |vm: &&Value| vm["name_label"].as_str().is_some_and(|name| name.ends_with("-snapshot"));
-        let snapshot = string(&vms.iter().find(is_ours).expect("a snapshot of ours")["uuid"]);
-        let snapshot = self.api("VM.get_by_uuid", json!([snapshot]));
-        let clone = self.api("VM.clone", json!([snapshot, name]));
-        self.api("VM.set_is_a_template", json!([clone, false]));
-        string(&self.api("VM.get_uuid", json!([clone])))
-    }
-
-    /// Calls the API in a session of its own.
-    fn api(&self, method: &str, parameters: Value) -> Value {
-        let client = LabClient::new(self.ports.http);
-        let call = |method: &str, parameters: Vec<Value>| {
-            let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
-            let answer = client.json("POST", "/jsonrpc", Some(&body)).expect("the API answers");
-            assert!(answer["error"].is_null(), "{method}: {answer}");
-            answer["result"].clone()
-        };
-        let password = fs::read_to_string(&self.ports.password_file).expect("the simulator's own file");
-        let password = password.trim_end_matches('\n');
-        let session = call("session.login_with_password", vec![json!(self.ports.user), json!(password)]);
-        let mut all = vec![session.clone()];
-        all.extend(parameters.as_array().expect("a list").iter().cloned());
-        let result = call(method, all);
-        call("session.logout", vec![session]);
-        result
-    }
-
     /// Posts to the control port.
     pub fn post(&self, path: &str, body: Option<&Value>) -> Value {
         self.control.json("POST", path, body).expect("the control port answers")
     }
 
+    /// Asks the control port.
+    pub fn get(&self, path: &str) -> Value {
+        self.control.json("GET", path, None).expect("the control port answers")
+    }
+
     /// The event log.
     pub fn log(&self) -> Vec<Value> {
-        self.control.lines("/lab/log").expect("the log")
+        self.log_since(0)
+    }
+
+    /// The event log from an entry on, by its number.
+    pub fn log_since(&self, entry: u64) -> Vec<Value> {
+        self.control.lines(&format!("/lab/log?since={entry}")).expect("the log")
     }
 
     /// Everything in the pool.
@@ -325,6 +331,10 @@ impl Lab {
                 .map(|item| string(&item["uuid"]))
                 .collect();
             for item in items.as_array().expect("a list") {
+                if item["managed"] == false {
+                    // A node of the storage's own: it comes and goes as the storage likes.
+                    continue;
+                }
                 let ours = class == "VDI"
                     && (item["type"] == "cbt_metadata" || !item["other_config"]["abd:restored"].is_null())
                     && item["other_config"]["abd:job"].is_null() == (item["type"] != "cbt_metadata");

@@ -43,6 +43,23 @@ impl Output {
         texts.filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
     }
 
+    /// Fails unless some text that the run printed for people holds these words.
+    #[track_caller]
+    pub fn says(&self, words: &str) -> &Self {
+        let texts = |event: &Value| {
+            ["error", "remedy", "message", "reason", "step"]
+                .map(|member| event[member].as_str().unwrap_or_default().to_owned())
+        };
+        let found = self.events.iter().flat_map(texts).any(|text| text.contains(words));
+        assert!(found, "nothing says '{words}': {:#?}", self.events);
+        self
+    }
+
+    /// Warnings that the run printed.
+    pub fn warnings(&self) -> Vec<&str> {
+        self.all("warning").into_iter().filter_map(|event| event["message"].as_str()).collect()
+    }
+
     /// The events of a name.
     pub fn all(&self, event: &str) -> Vec<&Value> {
         self.events.iter().filter(|value| value["event"] == event).collect()
@@ -91,6 +108,20 @@ impl Running {
     pub fn kill(&mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it was started here");
+        // What it said before; a line may have been cut in its middle.
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).expect("a pipe");
+        self.events.extend(rest.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()));
+    }
+
+    /// What it said so far.
+    pub fn events(&self) -> &[Value] {
+        &self.events
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        self.child.try_wait().expect("it was started here").is_some()
     }
 
     /// Id of the process, for signals.
