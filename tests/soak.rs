@@ -13,7 +13,7 @@ mod plan;
 mod run;
 
 use checks::Checks;
-use e2e::{Admin, Draw, Lab, Model, Options};
+use e2e::{Admin, Draw, Lab, Model};
 use plan::{HOSTS, Plan, Trouble};
 use run::{Ended, execute};
 use serde_json::Value;
@@ -87,17 +87,8 @@ impl fmt::Display for Counts {
 impl Soak {
     fn start(flavour: &str, seed: u64) -> Option<Self> {
         let (hosts, shared) = (HOSTS.to_string(), "name=shared,type=nfs,shared=true,default=true");
-        let pool = ["--flavour", flavour, "--hosts", &hosts, "--sr", shared];
-        let sim = pool.iter().chain(&["--delegates", "process", "--snapshot-digests"]);
-        let sim = sim.map(|word| (*word).to_owned()).collect();
-        let options = Options { sim, without_template: true, ..Options::default() };
-        let lab = Lab::with(options)?;
-        // Its disk is never booted.
-        let (image, template) = (lab.path("abd.img"), lab.path("abd.xva"));
-        std::fs::write(&image, e2e::noise(1, 1 << 20)).expect("a file");
-        let (image, template) = (image.display().to_string(), template.display().to_string());
-        lab.abd(&["template", "build", "--disk", &image, "--out", &template]).ok();
-        lab.abd(&["template", "import", &template]).ok();
+        let pool = ["--flavour", flavour, "--hosts", &hosts, "--sr", shared, "--snapshot-digests"];
+        let lab = Lab::quick(&pool)?;
         let checks = Checks::new(&lab.inventory(), lab.store());
         let tracks = flavour != "xs-7.2";
         let admin = Admin::new(&lab.ports);

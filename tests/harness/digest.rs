@@ -7,24 +7,24 @@ pub(crate) const GRANULE: usize = 65_536;
 
 /// The digest that the simulator gives of a disk's blocks that are not zeros.
 #[derive(Debug)]
-pub struct SparseDigest(Sha256);
+pub(crate) struct SparseDigest(Sha256);
 
 impl SparseDigest {
     /// Of a disk of this size.
-    pub fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let mut hash = Sha256::new();
         hash.update(size.to_le_bytes());
         Self(hash)
     }
 
     /// The next block that is not all zeros; its number counts from the start of the disk.
-    pub fn block(&mut self, index: u64, bytes: &[u8]) {
+    pub(crate) fn block(&mut self, index: u64, bytes: &[u8]) {
         self.0.update(index.to_le_bytes());
         self.0.update(bytes);
     }
 
     /// The digest in hexadecimal.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -3,13 +3,12 @@
 
 use super::run::Ended;
 use ads::{DiskMode, PointDisk, PointId, Store, StoredPoint};
-use e2e::{Expected, Model, SparseDigest, list};
+use e2e::{Expected, Model, list, stored_digest};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-const BLOCK: u64 = 65_536;
 const TAG_REFERENCE: &str = "abd:reference";
 /// End of the name of a reserved snapshot.
 const RESERVED: &str = "-reserved";
@@ -257,7 +256,7 @@ impl Checks {
 
 /// Whether the restore point's disk holds what the simulator says the snapshot held, and what the users wrote.
 fn same(store: &Store, disk: &PointDisk, expected: &Expected, snapshot: &Value) -> Result<(), String> {
-    let digest = digest(store, disk)?;
+    let digest = stored_digest(store, disk).map_err(|error| format!("read it from the store: {error}"))?;
     let disks = snapshot["disks"].as_array().ok_or("the simulator's log is not understood")?;
     let held = disks.iter().find(|held| held["vdi"] == disk.vdi.as_str());
     let held = held.ok_or("the snapshot has no such disk")?;
@@ -286,17 +285,6 @@ fn same(store: &Store, disk: &PointDisk, expected: &Expected, snapshot: &Value) 
         }
         _ => Ok(()),
     }
-}
-
-/// The simulator's digest, of a disk in the store.
-fn digest(store: &Store, disk: &PointDisk) -> Result<String, String> {
-    let mut digest = SparseDigest::new(disk.tree.size.get());
-    let read = store.read_disk(&disk.tree, &mut |offset, bytes| {
-        digest.block(offset.get() / BLOCK, bytes);
-        Ok(())
-    });
-    read.map_err(|error| format!("read it from the store: {error}"))?;
-    Ok(digest.finish())
 }
 
 fn mode(mode: DiskMode) -> &'static str {
