@@ -1,7 +1,7 @@
 //! `abd run`: what cron and systemd start with nobody watching. Delegates are processes here: what they do to disks is
 //! shown elsewhere.
 
-use e2e::{Lab, Options, Output, text};
+use e2e::{Lab, Output, text};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -14,15 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A pool whose delegates are processes.
 fn lab() -> Option<Lab> {
-    let sim = ["--delegates", "process"].map(str::to_owned).to_vec();
-    let lab = Lab::with(Options { sim, without_template: true, ..Options::default() })?;
-    // Nothing boots it.
-    let (disk, template) = (lab.path("disk.img"), lab.path("template.xva"));
-    fs::write(&disk, vec![0; MIB as usize]).expect("written");
-    let (disk, template) = (disk.display().to_string(), template.display().to_string());
-    lab.abd(&["template", "build", "--disk", &disk, "--out", &template]).ok();
-    lab.abd(&["template", "import", &template]).ok();
-    Some(lab)
+    Lab::quick(&[])
 }
 
 /// Writes a job file and gives its path.

@@ -139,7 +139,7 @@ fn several_delegates_do_what_their_plan_says() {
     let (plan, _) = plan_and_back_up(&lab, &many, &["--delegate-vcpus", "2"]);
     assert_eq!(plan["hosts"], json!(["lab-host-1", "lab-host-1"]));
 
-    let template = lab.path("template.xva").display().to_string();
+    let template = lab.template();
     lab.abd(&["template", "import", &template, "--sr", "second"]).ok();
     let disks = json!([{"name": "a", "size": MIB}, {"name": "b", "size": MIB, "sr": "second"}]);
     let made = lab.post("/lab/vm", Some(&json!({"name": "spread", "disks": disks})));

@@ -1,7 +1,7 @@
 //! What is found out before a job begins: `abd doctor` changes nothing and names what is wrong, and jobs that would fail
 //! are refused, held or left out before anything is touched. Delegates are processes here.
 
-use e2e::{Lab, Options, Output, noise};
+use e2e::{Lab, Output, noise};
 use serde_json::{Value, json};
 use std::fs;
 use xapi_sim::LabClient;
@@ -10,15 +10,7 @@ const MIB: u64 = 1 << 20;
 
 /// A pool whose delegates are processes, with the template.
 pub(crate) fn lab(sim: &[&str]) -> Option<Lab> {
-    let sim = [&["--delegates", "process"], sim].concat().into_iter().map(str::to_owned).collect();
-    let lab = Lab::with(Options { sim, without_template: true, ..Options::default() })?;
-    // Nothing boots it.
-    let (disk, template) = (lab.path("disk.img"), lab.path("template.xva"));
-    fs::write(&disk, vec![0; MIB as usize]).expect("written");
-    let (disk, template) = (disk.display().to_string(), template.display().to_string());
-    lab.abd(&["template", "build", "--disk", &disk, "--out", &template]).ok();
-    lab.abd(&["template", "import", &template]).ok();
-    Some(lab)
+    Lab::quick(sim)
 }
 
 /// A call of an admin, in a session of its own.

@@ -82,7 +82,7 @@ impl Lab {
         let dir = tempfile::tempdir().expect("a directory");
         let port_file = dir.path().join("ports.json");
         let log = fs::File::create(dir.path().join("sim.log")).expect("a log");
-        let sim = Command::new(sim)
+        let mut sim = Command::new(sim)
             .args(["serve", "--login-delay", "0", "--dir"])
             .arg(dir.path().join("pool"))
             .arg("--port-file")
@@ -102,6 +102,12 @@ impl Lab {
                 Ok(text) => break serde_json::from_str(&text).expect("the simulator's own file"),
                 Err(_) => assert!(Instant::now() < by, "the simulator does not start"),
             }
+            let ended = sim.try_wait().expect("a child");
+            assert!(
+                ended.is_none(),
+                "the simulator ended: {:?}",
+                fs::read_to_string(dir.path().join("sim.log"))
+            );
             std::thread::sleep(Duration::from_millis(20));
         };
         let control = LabClient::new(ports.lab);
