@@ -4,34 +4,8 @@
 use e2e::{Lab, Output, noise};
 use serde_json::{Value, json};
 use std::fs;
-use xapi_sim::LabClient;
 
 const MIB: u64 = 1 << 20;
-
-/// A pool whose delegates are processes, with the template.
-pub(crate) fn lab(sim: &[&str]) -> Option<Lab> {
-    Lab::quick(sim)
-}
-
-/// A call of an admin, in a session of its own.
-#[track_caller]
-pub(crate) fn call(lab: &Lab, method: &str, parameters: Value) -> Value {
-    let client = LabClient::new(lab.ports.http);
-    let send = |method: &str, parameters: Vec<Value>| {
-        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
-        let answer = client.json("POST", "/jsonrpc", Some(&body)).expect("the API answers");
-        assert!(answer["error"].is_null(), "{method}: {answer}");
-        answer["result"].clone()
-    };
-    let password = fs::read_to_string(&lab.ports.password_file).expect("the simulator's own file");
-    let password = password.trim_end_matches('\n');
-    let session = send("session.login_with_password", vec![json!(lab.ports.user), json!(password)]);
-    let mut all = vec![session.clone()];
-    all.extend(parameters.as_array().expect("a list").iter().cloned());
-    let result = send(method, all);
-    send("session.logout", vec![session]);
-    result
-}
 
 /// Number of the next entry of the simulator's log.
 pub(crate) fn now(lab: &Lab) -> u64 {
@@ -70,7 +44,7 @@ fn has(output: &Output, code: &str, level: &str) -> bool {
 
 #[test]
 fn the_doctor_makes_no_call_that_could_change_something() {
-    let Some(lab) = lab(&[]) else { return };
+    let Some(lab) = Lab::quick(&[]) else { return };
     lab.vm("web01", &[MIB]);
     lab.abd(&["backup", "web01"]).ok();
     let (before, since) = (lab.inventory(), now(&lab));
@@ -83,7 +57,7 @@ fn the_doctor_makes_no_call_that_could_change_something() {
 
 #[test]
 fn a_pool_that_works_has_no_error_and_its_vm_is_fine() {
-    let Some(lab) = lab(&[]) else { return };
+    let Some(lab) = Lab::quick(&[]) else { return };
     lab.vm("web01", &[MIB]);
     let output = lab.abd(&["doctor", "web01"]).ok();
     assert!(findings(&output).iter().all(|(_, level)| level != "error"), "{:#?}", output.events);
@@ -99,7 +73,7 @@ fn a_pool_that_works_has_no_error_and_its_vm_is_fine() {
 
 #[test]
 fn the_text_fits_a_terminal_and_ends_with_what_it_means() {
-    let Some(lab) = lab(&["--flavour", "xs-7.2"]) else { return };
+    let Some(lab) = Lab::quick(&["--flavour", "xs-7.2"]) else { return };
     lab.vm("web01", &[MIB]);
     let output = lab.plain_command(&["doctor"]).output().expect("it runs");
     let text = String::from_utf8(output.stdout).expect("text");
@@ -112,7 +86,7 @@ fn the_text_fits_a_terminal_and_ends_with_what_it_means() {
 #[test]
 fn missing_permissions_are_named_and_those_of_a_power_admin_are_enough() {
     let sim = ["--extra-user", "reader:secret:read-only", "--extra-user", "backup:secret:vm-power-admin"];
-    let Some(lab) = lab(&sim) else { return };
+    let Some(lab) = Lab::quick(&sim) else { return };
     let vm = lab.vm("web01", &[MIB]);
     let password = lab.path("secret");
     fs::write(&password, "secret\n").expect("written");
@@ -147,7 +121,7 @@ fn missing_permissions_are_named_and_those_of_a_power_admin_are_enough() {
 
 #[test]
 fn a_licence_without_tracking_and_a_wrong_clock_are_warnings() {
-    let Some(lab) = lab(&["--flavour", "xs-7.3"]) else { return };
+    let Some(lab) = Lab::quick(&["--flavour", "xs-7.3"]) else { return };
     let output = lab.abd(&["doctor"]).ok();
     assert!(
         !has(&output, "cbt-licence", "warning") && !has(&output, "clock", "warning"),
@@ -165,7 +139,7 @@ fn a_licence_without_tracking_and_a_wrong_clock_are_warnings() {
 
 #[test]
 fn thick_storage_without_room_for_the_snapshot_refuses_the_job() {
-    let Some(lab) = lab(&["--sr", "name=thick,type=lvm,capacity=3G"]) else { return };
+    let Some(lab) = Lab::quick(&["--sr", "name=thick,type=lvm,capacity=3G"]) else { return };
     let disks = json!([{"name": "big", "size": 2048 * MIB, "sr": "thick"}]);
     lab.post("/lab/vm", Some(&json!({"name": "web01", "disks": disks, "running": true})));
     let (before, since) = (lab.inventory(), now(&lab));
@@ -180,7 +154,7 @@ fn thick_storage_without_room_for_the_snapshot_refuses_the_job() {
 
 #[test]
 fn jobs_are_held_while_storage_merges_skipped_as_configured_and_go_on_afterwards() {
-    let Some(lab) = lab(&["--coalesce", "manual"]) else { return };
+    let Some(lab) = Lab::quick(&["--coalesce", "manual"]) else { return };
     let vm = lab.vm("web01", &[2 * MIB]);
     // A snapshot of a disk that nobody wrote to since the last one costs nothing.
     let write = |number: u64| lab.write(&vm.vdis[0], 0, &noise(number, 65536));
@@ -203,8 +177,8 @@ fn jobs_are_held_while_storage_merges_skipped_as_configured_and_go_on_afterwards
     waiting.until("it waits", |event| {
         event["event"] == "step" && event["step"].as_str().is_some_and(|step| step.starts_with("waits"))
     });
-    let sr = call(&lab, "SR.get_by_name_label", json!(["Local storage"]));
-    let sr = call(&lab, "SR.get_uuid", json!([sr[0]]));
+    let sr = lab.api("SR.get_by_name_label", json!(["Local storage"]));
+    let sr = lab.api("SR.get_uuid", json!([sr[0]]));
     lab.post(&format!("/lab/sr/{}/coalesce", sr.as_str().expect("a text")), None);
     let done = waiting.finish().ok();
     assert_eq!(done.job("web01")["disks"][0]["mode"], "cbt");
@@ -212,12 +186,12 @@ fn jobs_are_held_while_storage_merges_skipped_as_configured_and_go_on_afterwards
 
 #[test]
 fn a_chain_is_never_made_longer_than_the_limit() {
-    let Some(lab) = lab(&["--coalesce", "manual"]) else { return };
+    let Some(lab) = Lab::quick(&["--coalesce", "manual"]) else { return };
     let vm = lab.vm("web01", &[MIB]);
-    let reference = call(&lab, "VM.get_by_uuid", json!([vm.uuid]));
+    let reference = lab.api("VM.get_by_uuid", json!([vm.uuid]));
     for number in 1..4 {
         lab.write(&vm.vdis[0], 0, &noise(number, 65536));
-        call(&lab, "VM.snapshot", json!([reference, format!("before update {number}")]));
+        lab.api("VM.snapshot", json!([reference, format!("before update {number}")]));
     }
     // A chain of 4: three snapshots of a person's, which nothing can merge.
     let since = now(&lab);
@@ -229,10 +203,14 @@ fn a_chain_is_never_made_longer_than_the_limit() {
 
 #[test]
 fn what_a_killed_run_left_is_named_until_it_is_removed() {
-    let Some(lab) = lab(&[]) else { return };
-    lab.vm("web01", &[64 * MIB]);
-    let mut run = lab.spawn(&["backup", "web01"]);
-    run.until("its delegate starts", |event| event["step"] == "start delegate");
+    let Some(lab) = Lab::quick(&[]) else { return };
+    let vm = lab.vm("web01", &[8 * MIB]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 8 * MIB as usize));
+    let mut run = lab.spawn(&["backup", "web01", "--rate-limit", "1MiB/s"]);
+    run.until("its delegate works", |event| {
+        event["event"] == "step"
+            && event["step"].as_str().is_some_and(|step| step.starts_with("delegate works"))
+    });
     run.kill();
     let output = lab.abd(&["doctor"]).ok();
     assert!(

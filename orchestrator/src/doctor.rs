@@ -144,7 +144,11 @@ fn every_vm(facts: &Facts, options: &JobOptions) -> Vec<Finding> {
         let odd = found.into_iter().filter(|finding| finding.level > Level::Ok);
         findings.extend(odd.map(|finding| finding.at_most(Level::Warning)));
     }
-    let message = format!("nothing keeps {sound} of {count} VMs from being backed up");
+    let message = match count {
+        0 => format!("pool '{}' has no VMs to back up", facts.name),
+        1 if sound == 1 => "nothing keeps the only VM from being backed up".to_owned(),
+        _ => format!("nothing keeps {sound} of {count} VMs from being backed up"),
+    };
     let finding = Finding::ok(Code::Vm, facts.pool_object(), message);
     findings.push(Finding { pool: Some(facts.name.clone()), ..finding });
     findings

@@ -96,6 +96,10 @@ pub(super) struct JobArgs {
     /// No snapshot is made that gives a disk a longer chain than this [default: 24].
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=30))]
     max_chain: Option<u32>,
+    /// Make the snapshot although its storage may not have the room: thick storage is asked for the full size of every
+    /// disk, and needs less where a disk holds little.
+    #[arg(long)]
+    ignore_space: bool,
     /// How often a failed job is tried again, where that can help [default: of a job file 1, by hand 0].
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=10))]
     retries: Option<u32>,
@@ -126,6 +130,7 @@ impl JobArgs {
             options.coalesce = CoalescePolicy::Wait { limit };
         }
         put(&mut options.max_chain, self.max_chain);
+        options.ignore_space |= self.ignore_space;
         put(&mut options.retries, self.retries);
         put(&mut options.retry_pause, self.retry_pause);
         self.delegate.apply(&mut options.delegate);

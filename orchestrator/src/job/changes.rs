@@ -19,7 +19,7 @@ use xapi::{Ref, Vdi, VdiType, VhdHead};
 /// leaves the reference before; more than a few such runs in a row deserve a scan.
 pub(crate) const REFERENCES_BACK: usize = 4;
 /// Largest disk that XAPI exports as a VHD.
-pub(crate) const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
+const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
 
 /// A disk together with how it is read.
 pub(super) struct Planned {
@@ -238,24 +238,12 @@ impl Job<'_> {
                 }
             }
             if disk.cause == Cause::AuditAlarm.code() {
-                // What is older was listed by a tracking that is known to have missed writes.
-                let why = "an audit caught the change tracking missing writes, and it was started anew";
-                return unknown(Cause::AuditAlarm, why.into());
+                let (cause, why) = after_alarm();
+                return unknown(cause, why);
             }
         }
-        let old_release = source.untracked == Some(Untracked::OldRelease);
-        let (cause, why) = match (&source.untracked, missing) {
-            (_, Some(uuid)) if old_release => {
-                let why =
-                    format!("disk {uuid} of the reserved snapshot is gone from the pool; a new one is made");
-                (Cause::ReferenceMissing, why)
-            }
-            (Some(untracked), _) if !self.reserves(source) => untracked.explain(),
-            (_, Some(uuid)) => {
-                (Cause::ReferenceMissing, format!("the reference VDI {uuid} is gone from the pool"))
-            }
-            (_, None) => (Cause::NoReference, "the last backup left no reference".to_owned()),
-        };
+        let (cause, why) =
+            without_reference(source.untracked.as_ref(), missing.as_deref(), self.reserves(source));
         unknown(cause, why)
     }
 
@@ -340,7 +328,7 @@ impl Job<'_> {
 
     /// Whether this job leaves a reserved snapshot of the disk: pools without change tracking list changes from it.
     pub(super) fn reserves(&self, source: &Source) -> bool {
-        source.untracked == Some(Untracked::OldRelease) && source.is_vhd && source.size <= LARGEST_VHD
+        may_reserve(source.untracked.as_ref(), source.is_vhd, source.size)
     }
 
     /// The parts of the disk that may differ from the reserved snapshot, by the head of a differencing export.
@@ -370,6 +358,38 @@ impl Job<'_> {
             Ok(_) => Allocation::Unknown("the pool sent a differencing VHD".into()),
             Err(error) => Allocation::Unknown(format!("the pool does not tell what is allocated: {error}")),
         }
+    }
+}
+
+/// Whether a reserved snapshot stands in for the change tracking of a disk.
+pub(crate) fn may_reserve(untracked: Option<&Untracked>, is_vhd: bool, size: ByteCount) -> bool {
+    untracked == Some(&Untracked::OldRelease) && is_vhd && size <= LARGEST_VHD
+}
+
+/// Why nothing before an alarm is asked about: it was listed by a tracking that is known to have missed writes.
+pub(crate) fn after_alarm() -> (Cause, String) {
+    let why = "an audit caught the change tracking missing writes, and it was started anew";
+    (Cause::AuditAlarm, why.into())
+}
+
+/// Why there is no list of changes where no reference is there to list them from. `missing` is the newest that is
+/// gone.
+pub(crate) fn without_reference(
+    untracked: Option<&Untracked>,
+    missing: Option<&str>,
+    may_reserve: bool,
+) -> (Cause, String) {
+    match (untracked, missing) {
+        (Some(Untracked::OldRelease), Some(uuid)) => {
+            let why =
+                format!("disk {uuid} of the reserved snapshot is gone from the pool; a new one is made");
+            (Cause::ReferenceMissing, why)
+        }
+        (Some(untracked), _) if !may_reserve => untracked.explain(),
+        (_, Some(uuid)) => {
+            (Cause::ReferenceMissing, format!("the reference VDI {uuid} is gone from the pool"))
+        }
+        (_, None) => (Cause::NoReference, "the last backup left no reference".to_owned()),
     }
 }
 

@@ -11,6 +11,8 @@
 mod estimate;
 mod predict;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use estimate::Expected;

@@ -1,13 +1,14 @@
 //! How each disk would be read: what a job would ask, with the answers that are to be expected.
 
 use super::{Expected, Past, estimate};
-use crate::job::changes::{History, LARGEST_VHD, REFERENCES_BACK};
+use crate::job::changes::{History, REFERENCES_BACK, after_alarm, may_reserve, without_reference};
 use crate::job::snapshot::is_vhd;
 use crate::journal::Keep;
 use crate::preflight::{self, FIRST_CBT_API, FIRST_IGNORING_API, FIRST_WITHOUT_QUIESCE_API, Facts};
 use crate::references;
 use crate::spec::{CbtMode, JobOptions};
 use crate::tracking::{self, Allocated, Allocation, Base, Cause, Changes, Decision, Hop, Origin, Untracked};
+use ads::PointDisk;
 use blocks::ByteCount;
 use xapi::{PowerState, Ref, Sr, Vdi, VdiType, Vm};
 
@@ -136,15 +137,12 @@ fn predict(
             let (cause, why) = history.unusable().cloned().unwrap_or(first);
             Origin::Nothing(cause, why, allocation(vdi, size, options, &mut ask))
         }
-        Some((_, last)) => {
-            let base = Base { tree: last.tree };
-            Origin::Base(base, changes(facts, history, vdi, size, untracked.as_ref(), &mut ask))
-        }
+        Some((_, newest)) => changes(facts, history, vdi, newest, untracked.as_ref(), &mut ask),
     };
     let decision = tracking::decide(tracking::Facts { size, origin });
     let keep = match () {
         () if untracked.is_none() => Keep::Metadata,
-        () if reserves(vdi, size, untracked.as_ref()) => Keep::Snapshot,
+        () if may_reserve(untracked.as_ref(), is_vhd(vdi), size) => Keep::Snapshot,
         () => Keep::Nothing,
     };
     let store = past.store.as_deref();
@@ -184,10 +182,6 @@ fn tracking_of(facts: &Facts, disk: &preflight::Disk<'_>, options: &JobOptions) 
     (true, untracked)
 }
 
-fn reserves(vdi: &Vdi, size: ByteCount, untracked: Option<&Untracked>) -> bool {
-    untracked == Some(&Untracked::OldRelease) && is_vhd(vdi) && size <= LARGEST_VHD
-}
-
 /// A list with nothing in it: what a job would get, but for its contents.
 fn nothing(size: ByteCount) -> Allocated {
     Allocated { disk_size: size, block_size: ByteCount::new(2 << 20), blocks: Vec::new() }
@@ -204,45 +198,42 @@ fn allocation(vdi: &Vdi, size: ByteCount, options: &JobOptions, ask: &mut Option
     Allocation::Listed(nothing(size))
 }
 
-/// What a job would learn about the changes of a disk that was backed up before.
+/// What a job would learn about the changes of a disk that was backed up before, and since which state of it: that of
+/// the newest restore point whose reference is still there.
 fn changes(
     facts: &Facts,
     history: &History,
     vdi: &Vdi,
-    size: ByteCount,
+    newest: &PointDisk,
     untracked: Option<&Untracked>,
     ask: &mut Option<Ask>,
-) -> Changes {
-    let unknown = |(cause, why): (Cause, String)| Changes::Unknown(cause, why);
+) -> Origin {
+    // Where everything is read, the nearest state is the best to compare with.
+    let whole = |(cause, why): (Cause, String)| {
+        Origin::Base(Base { tree: newest.tree }, Changes::Unknown(cause, why))
+    };
     if untracked == Some(&Untracked::ByOption) {
-        return unknown(Untracked::ByOption.explain());
+        return whole(Untracked::ByOption.explain());
     }
+    let size = ByteCount::new(vdi.virtual_size);
     let mut missing = None;
     for (_, disk) in history.of_disk(vdi.uuid.as_str()).take(REFERENCES_BACK) {
         if let Some(uuid) = &disk.reference {
             match facts.vdis.values().find(|vdi| vdi.uuid.as_str() == uuid) {
-                Some(reference) => return since(reference, size, untracked, ask),
-                None => _ = missing.get_or_insert(uuid),
+                Some(reference) => {
+                    return match since(reference, size, untracked, ask) {
+                        Changes::Unknown(cause, why) => whole((cause, why)),
+                        listed => Origin::Base(Base { tree: disk.tree }, listed),
+                    };
+                }
+                None => _ = missing.get_or_insert(uuid.as_str()),
             }
         }
         if disk.cause == Cause::AuditAlarm.code() {
-            let why = "an audit caught the change tracking missing writes, and it was started anew";
-            return Changes::Unknown(Cause::AuditAlarm, why.into());
+            return whole(after_alarm());
         }
     }
-    match (untracked, missing) {
-        (Some(Untracked::OldRelease), Some(uuid)) => {
-            let why =
-                format!("disk {uuid} of the reserved snapshot is gone from the pool; a new one is made");
-            Changes::Unknown(Cause::ReferenceMissing, why)
-        }
-        (Some(untracked), _) if !reserves(vdi, size, Some(untracked)) => unknown(untracked.explain()),
-        (_, Some(uuid)) => Changes::Unknown(
-            Cause::ReferenceMissing,
-            format!("the reference VDI {uuid} is gone from the pool"),
-        ),
-        (_, None) => Changes::Unknown(Cause::NoReference, "the last backup left no reference".into()),
-    }
+    whole(without_reference(untracked, missing, may_reserve(untracked, is_vhd(vdi), size)))
 }
 
 fn since(reference: &Vdi, size: ByteCount, untracked: Option<&Untracked>, ask: &mut Option<Ask>) -> Changes {

@@ -14,6 +14,11 @@ use crate::spec::JobOptions;
 use serde::Serialize;
 use xapi::Vm;
 
+/// The step in which a delegate is made.
+pub(super) const START: &str = "start delegate";
+/// The step in which it goes.
+pub(super) const REMOVE: &str = "remove delegate";
+
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
@@ -78,9 +83,9 @@ pub(super) fn steps(
     }
     let Some(rounds) = rounds else { return steps.list };
     for round in rounds {
-        steps.step = "start delegate";
+        steps.step = START;
         start(&mut steps, facts, vm, options, disks, round);
-        steps.step = "remove delegate";
+        steps.step = REMOVE;
         steps.call("VM.destroy", "the delegate", "");
         for _ in own_disks(facts, round) {
             steps.call("VDI.destroy", "the delegate's disk", "");

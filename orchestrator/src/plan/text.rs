@@ -1,5 +1,6 @@
 //! A plan as text for people: what would be read of each disk, then the calls by steps.
 
+use super::steps::{REMOVE, START};
 use super::{DiskPlan, Expected, Plan, Step, Verdict};
 use crate::preflight::{WIDTH, wrap};
 use blocks::ByteCount;
@@ -47,7 +48,7 @@ fn one(plan: &Plan) -> Vec<String> {
     }
     lines.extend(sum(&plan.disks));
     lines.push(String::new());
-    calls(&mut lines, &plan.steps);
+    calls(&mut lines, &plan.steps, &plan.hosts);
     lines.push(String::new());
     let count = plan.steps.iter().filter(|step| step.call != "VDI.list_changed_blocks").count();
     lines.push(format!(
@@ -104,14 +105,16 @@ fn sum(disks: &[DiskPlan]) -> Option<String> {
 }
 
 /// The calls: neighbours that differ only in their detail share a line, and the bookkeeping of tasks is a star.
-fn calls(lines: &mut Vec<String>, steps: &[Step]) {
+fn calls(lines: &mut Vec<String>, steps: &[Step], hosts: &[String]) {
     let shown: Vec<&Step> = steps.iter().filter(|step| !step.call.starts_with("task.")).collect();
-    let mut at = 0;
-    let mut title = "";
+    let (mut at, mut title, mut delegate) = (0, "", 0);
     while let Some(step) = shown.get(at) {
         if step.step != title {
             title = step.step;
-            lines.push(format!("  {title}"));
+            delegate += usize::from(title == START);
+            let is_one_of = hosts.len() > 1 && [START, REMOVE].contains(&title);
+            let which = if is_one_of { format!(" {delegate} of {}", hosts.len()) } else { String::new() };
+            lines.push(format!("  {title}{which}"));
         }
         let alike = shown[at..]
             .iter()

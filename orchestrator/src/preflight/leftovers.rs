@@ -3,7 +3,7 @@
 
 use super::facts::Facts;
 use super::finding::{Code, Finding};
-use crate::ownership::{Mark, is_made_by_jobs, mark_of};
+use crate::ownership::{Mark, is_jobs_vdi, is_jobs_vm, is_made_by_jobs, job_of_name, mark_of};
 use crate::pool::{TAG_JOB, TAG_OWNER, TAG_REFERENCE};
 use std::collections::BTreeMap;
 use xapi::{StringMap, Uuid, VdiType};
@@ -11,38 +11,50 @@ use xapi::{StringMap, Uuid, VdiType};
 /// Objects that are named; the rest is counted.
 const NAMED: usize = 5;
 
-/// Objects of ended jobs of this installation.
-pub fn count(facts: &Facts) -> usize {
-    let is_ours = |tags: &StringMap| {
-        tags.get(TAG_OWNER) == Some(&facts.owner)
-            && tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job))
-    };
-    let vms = facts.vms.values().filter(|vm| is_ours(&vm.other_config)).count();
-    vms + facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi) && is_ours(&vdi.other_config)).count()
+/// Objects of ended jobs of this installation, for people: those that `abd reconcile` would remove by their marks. What a
+/// journal announces and has no mark yet is for the journal to tell.
+fn of_ended_jobs(facts: &Facts) -> Vec<String> {
+    let has_ended = |job: &str| !facts.live_jobs.contains(job);
+    let vms = facts.vms.values().filter(|vm| {
+        let source = facts.vms.get(&vm.snapshot_of);
+        let is_ours = |job: &str| has_ended(job) && is_jobs_vm(&facts.owner, job, vm, &[], source);
+        job_of_name(vm).is_some_and(is_ours)
+    });
+    let vdis = facts.vdis.values().filter(|vdi| {
+        let is_ours = |job: &String| has_ended(job) && is_jobs_vdi(&facts.owner, job, vdi);
+        vdi.other_config.get(TAG_JOB).is_some_and(is_ours)
+    });
+    let vms = vms.map(|vm| format!("VM '{}' ({})", vm.name_label, vm.uuid));
+    vms.chain(vdis.map(|vdi| format!("disk '{}' ({})", vdi.name_label, vdi.uuid))).collect()
 }
 
-/// Checks what lies around.
-pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    let mut ours = Vec::new();
+/// Objects that another installation's jobs made, by that installation.
+fn of_others(facts: &Facts) -> BTreeMap<String, Vec<String>> {
     let mut foreign: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut note = |uuid: &Uuid, tags: &StringMap, object: String| {
-        let Some(owner) = tags.get(TAG_OWNER) else { return };
-        // A copy of something of ours is its owner's.
-        if mark_of(&facts.owner, uuid, tags) == Mark::Copy {
-            return;
-        }
-        if *owner != facts.owner {
+        if let Some(owner) = tags.get(TAG_OWNER)
+            && mark_of(&facts.owner, uuid, tags) == Mark::Foreign
+        {
             foreign.entry(owner.clone()).or_default().push(object);
-        } else if tags.get(TAG_JOB).is_some_and(|job| !facts.live_jobs.contains(job)) {
-            ours.push(object);
         }
     };
-    for vm in facts.vms.values() {
+    for vm in facts.vms.values().filter(|vm| job_of_name(vm).is_some()) {
         note(&vm.uuid, &vm.other_config, format!("VM '{}' ({})", vm.name_label, vm.uuid));
     }
     for vdi in facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi)) {
         note(&vdi.uuid, &vdi.other_config, format!("disk '{}' ({})", vdi.name_label, vdi.uuid));
     }
+    foreign
+}
+
+/// How many objects of ended jobs of this installation are in the pool.
+pub fn count(facts: &Facts) -> usize {
+    of_ended_jobs(facts).len()
+}
+
+/// Checks what lies around.
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let ours = of_ended_jobs(facts);
     let pool = &facts.name;
     let mut findings = vec![if ours.is_empty() {
         Finding::ok(
@@ -67,7 +79,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             "run `abd reconcile`",
         ));
     }
-    for (owner, objects) in foreign {
+    for (owner, objects) in of_others(facts) {
         findings.push(Finding::warning(
             Code::ForeignObjects,
             facts.pool_object(),
@@ -102,11 +114,13 @@ fn list(objects: &[String]) -> String {
 mod tests {
     use super::super::sample::Sample;
     use super::*;
-    use crate::pool::TAG_DELEGATE;
+    use crate::ownership::delegate_name;
+    use crate::pool::{TAG_DELEGATE, TAG_SELF};
     use crate::preflight::finding::Level;
-    use xapi::{Ref, Vdi};
+    use xapi::{Ref, Vdi, Vm};
 
     const OWNER: &str = "our-installation";
+    const JOB: &str = "22222222-2222-4222-8222-222222222222";
 
     fn sample() -> Sample {
         let mut sample = Sample::new();
@@ -114,15 +128,22 @@ mod tests {
         sample
     }
 
+    fn marked(uuid: &Uuid, owner: &str, more: (&str, &str)) -> StringMap {
+        let tags = [(TAG_SELF, uuid.as_str()), (TAG_OWNER, owner), (TAG_JOB, JOB), more];
+        tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    }
+
     fn add(sample: &mut Sample, name: &str, owner: &str, more: (&str, &str), kind: VdiType) {
-        let tags = [(TAG_OWNER, owner), (TAG_JOB, "job-1"), more];
-        let vdi = Vdi {
-            name_label: name.into(),
-            kind,
-            other_config: tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..Vdi::default()
-        };
+        let uuid = sample.uuid();
+        let other_config = marked(&uuid, owner, more);
+        let vdi = Vdi { uuid, name_label: name.into(), kind, other_config, ..Vdi::default() };
         sample.facts.vdis.insert(Ref::from_opaque(format!("OpaqueRef:{name}")), vdi);
+    }
+
+    fn add_vm(sample: &mut Sample, uuid: Uuid, other_config: StringMap) {
+        let name_label = delegate_name(JOB);
+        let reference = Ref::from_opaque(format!("OpaqueRef:{uuid}"));
+        sample.facts.vms.insert(reference, Vm { uuid, name_label, other_config, ..Vm::default() });
     }
 
     fn found(sample: &Sample) -> Vec<(Code, Level)> {
@@ -133,18 +154,30 @@ mod tests {
     fn only_objects_of_ended_jobs_are_leftovers() {
         let mut sample = sample();
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
-        add(&mut sample, "boot disk", OWNER, (TAG_DELEGATE, "job-1"), VdiType::User);
+        add(&mut sample, "boot disk", OWNER, (TAG_DELEGATE, JOB), VdiType::User);
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Warning)]);
         assert!(check(&sample.facts)[0].message.contains("disk 'boot disk'"));
-        sample.facts.live_jobs.insert("job-1".into());
+        sample.facts.live_jobs.insert(JOB.into());
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+    }
+
+    #[test]
+    fn a_delegate_is_a_leftover_and_a_copy_of_it_is_somebodys() {
+        let mut sample = sample();
+        let (own, copy) = (sample.uuid(), sample.uuid());
+        let tags = marked(&own, OWNER, (xva::TEMPLATE_KEY, "0.1.0"));
+        add_vm(&mut sample, copy, tags.clone());
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+        add_vm(&mut sample, own, tags);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Warning)]);
+        assert_eq!(count(&sample.facts), 1);
     }
 
     #[test]
     fn many_leftovers_are_counted() {
         let mut sample = sample();
         for index in 0..NAMED + 2 {
-            add(&mut sample, &format!("disk {index}"), OWNER, (TAG_DELEGATE, "job-1"), VdiType::User);
+            add(&mut sample, &format!("disk {index}"), OWNER, (TAG_DELEGATE, JOB), VdiType::User);
         }
         assert!(check(&sample.facts)[0].message.ends_with("and 2 more"), "{:?}", check(&sample.facts));
     }
@@ -163,7 +196,7 @@ mod tests {
     #[test]
     fn objects_of_another_installation_are_named_and_no_leftovers_of_ours() {
         let mut sample = sample();
-        add(&mut sample, "their disk", "other-installation", (TAG_DELEGATE, "job-1"), VdiType::User);
+        add(&mut sample, "their disk", "other-installation", (TAG_DELEGATE, JOB), VdiType::User);
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok), (Code::ForeignObjects, Level::Warning)]);
         assert!(
             check(&sample.facts)[1].message.contains("other-installation has this"),

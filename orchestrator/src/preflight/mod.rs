@@ -17,7 +17,7 @@ mod leftovers;
 mod network;
 mod permissions;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod space;
 mod storage;
 mod template;
@@ -31,6 +31,8 @@ pub use gate::{Gate, Outlook, Subject, gate, outlook, usual_changes};
 pub use here::{Calling, Here, check as check_here, check_calling};
 pub use hosts::{footprint, has_memory, rounds, rounds_of};
 pub use leftovers::count as leftover_count;
+#[cfg(test)]
+pub(crate) use permissions::may_be_called;
 pub use text::{WIDTH, text, wrap};
 pub use trust::cbt_is_restricted;
 pub use vm::{FIRST_WITHOUT_QUIESCE_API, can_track, is_excluded, suspend_image, suspend_sr};

@@ -13,6 +13,7 @@ pub(super) const BACKUP: &[&str] = &[
     "VM.add_to_other_config",
     "VM.remove_from_other_config",
     "VM.set_name_description",
+    "VM.set_name_label",
     "VM.set_memory_limits",
     "VM.set_VCPUs_max",
     "VM.set_VCPUs_at_startup",
@@ -30,13 +31,38 @@ pub(super) const BACKUP: &[&str] = &[
     "task.destroy",
 ];
 /// Calls for change tracking, on releases that have it.
-pub(super) const TRACKING: &[&str] = &["VDI.enable_cbt", "VDI.data_destroy", "VDI.list_changed_blocks"];
-/// What a job can do without, at a price.
-const EXPORT: &str = "http/get_export_raw_vdi";
-/// What restores need besides.
-const RESTORE: &[&str] = &["VDI.create"];
-/// What `abd template import` needs besides.
-const IMPORT: &[&str] = &["http/put_import", "VM.set_is_a_template", "task.create"];
+pub(super) const TRACKING: &[&str] =
+    &["VDI.enable_cbt", "VDI.disable_cbt", "VDI.data_destroy", "VDI.list_changed_blocks"];
+/// What one can do without, each with what it costs and the roles that have it.
+const OPTIONAL: &[(&[&str], &str, &str)] = &[
+    (&["http/get_export_raw_vdi", "task.create"], "first backups read unallocated space too", POWER_ADMIN),
+    (&["VM.checkpoint"], "the memory of a VM cannot be backed up", POWER_ADMIN),
+    (&["VDI.create"], "restores fail", POWER_ADMIN),
+    (
+        &["http/put_import", "VM.set_is_a_template"],
+        "the template has to be imported by somebody else",
+        POWER_ADMIN,
+    ),
+    (
+        &["task.add_to_other_config"],
+        "what a killed run started in the pool goes on to its end, and is only cleaned up after it",
+        OPERATOR,
+    ),
+    (
+        &["VM.power_state_reset"],
+        "delegates on a host that died are only cleaned up once the pool has noticed",
+        OPERATOR,
+    ),
+];
+const POWER_ADMIN: &str = "vm-power-admin, pool-operator or pool-admin";
+const OPERATOR: &str = "pool-operator or pool-admin";
+
+/// Whether a call is in one of the lists: for the test that what a plan calls is.
+#[cfg(test)]
+pub(crate) fn may_be_called(call: &str) -> bool {
+    let optional = OPTIONAL.iter().flat_map(|(calls, ..)| calls.iter());
+    BACKUP.iter().chain(TRACKING).chain(optional).any(|known| *known == call)
+}
 
 /// Checks the permissions of our session.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
@@ -63,23 +89,21 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     };
     let tracking = if facts.api() >= FIRST_CBT_API { TRACKING } else { &[] };
     let for_backups = [missing(BACKUP), missing(tracking)].concat();
-    let role =
-        format!("give {user} the role vm-power-admin, pool-operator or pool-admin in pool '{}'", facts.name);
+    let give = |roles: &str| format!("give {user} the role {roles} in pool '{}'", facts.name);
     if !for_backups.is_empty() {
         let message = format!("{user} may not make these calls of a backup: {}", for_backups.join(", "));
-        return vec![Finding::error(Code::Permissions, object(), message, role)];
+        return vec![Finding::error(Code::Permissions, object(), message, give(POWER_ADMIN))];
     }
-    let mut findings =
-        vec![Finding::ok(Code::Permissions, object(), format!("{user} may make every call of a backup"))];
-    for (calls, what) in [
-        (&[EXPORT][..], "first backups read unallocated space too"),
-        (RESTORE, "restores fail"),
-        (IMPORT, "the template has to be imported by somebody else"),
-    ] {
+    let mut findings = vec![Finding::ok(
+        Code::Permissions,
+        object(),
+        format!("{user} may make every call that a backup needs"),
+    )];
+    for (calls, cost, roles) in OPTIONAL {
         let missing = missing(calls);
         if !missing.is_empty() {
-            let message = format!("{user} may not call {}: {what}", missing.join(", "));
-            findings.push(Finding::warning(Code::Permissions, object(), message, role.clone()));
+            let message = format!("{user} may not call {}: {cost}", missing.join(", "));
+            findings.push(Finding::warning(Code::Permissions, object(), message, give(roles)));
         }
     }
     findings
@@ -94,7 +118,8 @@ mod tests {
 
     fn sample(without: &[&str]) -> Sample {
         let mut sample = Sample::new();
-        let all = [BACKUP, TRACKING, &[EXPORT], RESTORE, IMPORT].concat();
+        let optional = OPTIONAL.iter().flat_map(|(calls, ..)| calls.iter());
+        let all: Vec<&str> = BACKUP.iter().chain(TRACKING).chain(optional).copied().collect();
         let granted = all.into_iter().filter(|call| !without.contains(call));
         sample.facts.session = Some(Session {
             auth_user_name: "backup".into(),
@@ -110,7 +135,7 @@ mod tests {
 
     #[test]
     fn exactly_the_missing_calls_are_named() {
-        let all = "user 'backup' may make every call of a backup".to_owned();
+        let all = "user 'backup' may make every call that a backup needs".to_owned();
         assert_eq!(found(&sample(&[])), [(Level::Ok, all)]);
         let findings = found(&sample(&["VM.start_on", "VDI.data_destroy"]));
         let message = "user 'backup' may not make these calls of a backup: VM.start_on, VDI.data_destroy";
@@ -118,11 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn what_only_restores_need_is_a_warning() {
-        let findings = found(&sample(&["VDI.create", EXPORT]));
+    fn what_backups_can_do_without_is_a_warning() {
+        let findings = found(&sample(&["VDI.create", "VM.power_state_reset"]));
         let levels: Vec<_> = findings.iter().map(|(level, _)| *level).collect();
         assert_eq!(levels, [Level::Ok, Level::Warning, Level::Warning]);
-        assert!(findings[2].1.ends_with("may not call VDI.create: restores fail"), "{findings:?}");
+        assert!(findings[1].1.ends_with("may not call VDI.create: restores fail"), "{findings:?}");
     }
 
     #[test]

@@ -9,20 +9,20 @@ use xapi::{
 };
 
 /// Size of the template's disk.
-pub(super) const TEMPLATE_BYTES: u64 = 64 << 20;
+pub(crate) const TEMPLATE_BYTES: u64 = 64 << 20;
 
-pub(super) struct Sample {
-    pub(super) facts: Facts,
-    pub(super) host: Ref<Host>,
-    pub(super) sr: Ref<Sr>,
-    pub(super) vm: Ref<Vm>,
+pub(crate) struct Sample {
+    pub(crate) facts: Facts,
+    pub(crate) host: Ref<Host>,
+    pub(crate) sr: Ref<Sr>,
+    pub(crate) vm: Ref<Vm>,
     /// The VM's drives.
     drives: Vec<Ref<Vbd>>,
     next: u64,
 }
 
 impl Sample {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let network = Ref::from_opaque("OpaqueRef:network");
         let facts = Facts {
             name: "dc1".into(),
@@ -77,12 +77,12 @@ impl Sample {
         Ref::from_opaque(format!("OpaqueRef:{}-{}", T::NAME, self.next))
     }
 
-    fn uuid(&mut self) -> Uuid {
+    pub(crate) fn uuid(&mut self) -> Uuid {
         self.next += 1;
         format!("00000000-0000-0000-0000-{:012}", self.next).parse().expect("a uuid")
     }
 
-    pub(super) fn add_host(&mut self, name: &str, memory_free: u64, sees_sr: bool) {
+    pub(crate) fn add_host(&mut self, name: &str, memory_free: u64, sees_sr: bool) {
         let reference = Ref::from_opaque(format!("OpaqueRef:{name}"));
         let metrics: Ref<HostMetrics> = self.fresh();
         let record =
@@ -111,12 +111,12 @@ impl Sample {
         }
     }
 
-    pub(super) fn plug(&mut self, host: &str, sr: &Ref<Sr>) {
+    pub(crate) fn plug(&mut self, host: &str, sr: &Ref<Sr>) {
         self.connect(host, sr, true);
     }
 
     /// The connection of a host to storage, plugged or not.
-    pub(super) fn connect(&mut self, host: &str, sr: &Ref<Sr>, currently_attached: bool) {
+    pub(crate) fn connect(&mut self, host: &str, sr: &Ref<Sr>, currently_attached: bool) {
         let host = Ref::from_opaque(format!("OpaqueRef:{host}"));
         let present = self.facts.pbds.values_mut().find(|pbd| pbd.host == host && pbd.sr == *sr);
         match present {
@@ -129,7 +129,7 @@ impl Sample {
         }
     }
 
-    pub(super) fn add_sr(&mut self, name: &str) -> Ref<Sr> {
+    pub(crate) fn add_sr(&mut self, name: &str) -> Ref<Sr> {
         let reference = self.fresh();
         let sr = Sr {
             name_label: name.into(),
@@ -142,12 +142,12 @@ impl Sample {
         reference
     }
 
-    pub(super) fn add_disk(&mut self, virtual_size: u64) {
+    pub(crate) fn add_disk(&mut self, virtual_size: u64) {
         let sr = self.sr.clone();
         self.add_disk_on(&sr, virtual_size);
     }
 
-    pub(super) fn add_disk_on(&mut self, sr: &Ref<Sr>, virtual_size: u64) {
+    pub(crate) fn add_disk_on(&mut self, sr: &Ref<Sr>, virtual_size: u64) {
         let (vm, position) = (self.vm.clone(), self.drives.len().to_string());
         let vbd = self.add_drive(&vm, &position, sr, virtual_size);
         self.drives.push(vbd);
@@ -175,7 +175,7 @@ impl Sample {
         vbd
     }
 
-    pub(super) fn add_template_on(&mut self, sr: &Ref<Sr>) {
+    pub(crate) fn add_template_on(&mut self, sr: &Ref<Sr>) {
         let reference: Ref<Vm> = self.fresh();
         let record = Vm { is_a_template: true, uuid: self.uuid(), ..Vm::default() };
         self.facts.vms.insert(reference.clone(), record);
@@ -194,13 +194,13 @@ impl Sample {
         self.facts.templates()[0].template.reference.clone()
     }
 
-    pub(super) fn without_template(&mut self) {
+    pub(crate) fn without_template(&mut self) {
         let template = self.template();
         self.facts.vms.remove(&template);
     }
 
     /// Another drive of the template, without a disk.
-    pub(super) fn add_template_drive(&mut self, userdevice: &str) {
+    pub(crate) fn add_template_drive(&mut self, userdevice: &str) {
         let template = self.template();
         let vbd: Ref<Vbd> = self.fresh();
         self.facts.vms.get_mut(&template).expect("the template").vbds.push(vbd.clone());
@@ -208,66 +208,66 @@ impl Sample {
         self.facts.vbds.insert(vbd, drive);
     }
 
-    pub(super) fn template_disk_reference(&self) -> Ref<Vdi> {
+    pub(crate) fn template_disk_reference(&self) -> Ref<Vdi> {
         let template = self.template();
         self.facts.disks(&self.facts.vms[&template])[0].reference.clone()
     }
 
-    pub(super) fn template_disk_mut(&mut self) -> &mut Vdi {
+    pub(crate) fn template_disk_mut(&mut self) -> &mut Vdi {
         let reference = self.template_disk_reference();
         self.facts.vdis.get_mut(&reference).expect("the disk")
     }
 
-    pub(super) fn vm(&self) -> &Vm {
+    pub(crate) fn vm(&self) -> &Vm {
         &self.facts.vms[&self.vm]
     }
 
-    pub(super) fn vm_mut(&mut self) -> &mut Vm {
+    pub(crate) fn vm_mut(&mut self) -> &mut Vm {
         self.facts.vms.get_mut(&self.vm).expect("the VM")
     }
 
-    pub(super) fn host_mut(&mut self) -> &mut Host {
+    pub(crate) fn host_mut(&mut self) -> &mut Host {
         self.facts.hosts.get_mut(&self.host).expect("the host")
     }
 
-    pub(super) fn metrics_mut(&mut self) -> &mut HostMetrics {
+    pub(crate) fn metrics_mut(&mut self) -> &mut HostMetrics {
         let metrics = self.facts.hosts[&self.host].metrics.clone();
         self.facts.host_metrics.get_mut(&metrics).expect("its metrics")
     }
 
-    pub(super) fn sr_mut(&mut self) -> &mut Sr {
+    pub(crate) fn sr_mut(&mut self) -> &mut Sr {
         self.facts.srs.get_mut(&self.sr).expect("the storage")
     }
 
-    pub(super) fn pif_mut(&mut self, host: &Ref<Host>) -> &mut Pif {
+    pub(crate) fn pif_mut(&mut self, host: &Ref<Host>) -> &mut Pif {
         self.facts.pifs.values_mut().find(|pif| pif.host == *host).expect("its adapter")
     }
 
-    pub(super) fn set_carrier(&mut self, host: &Ref<Host>, carrier: bool) {
+    pub(crate) fn set_carrier(&mut self, host: &Ref<Host>, carrier: bool) {
         let metrics: Ref<PifMetrics> = self.fresh();
         self.pif_mut(host).metrics = metrics.clone();
         self.facts.pif_metrics.insert(metrics, PifMetrics { carrier, ..PifMetrics::default() });
     }
 
-    pub(super) fn vbd_mut(&mut self, index: usize) -> &mut Vbd {
+    pub(crate) fn vbd_mut(&mut self, index: usize) -> &mut Vbd {
         self.facts.vbds.get_mut(&self.drives[index]).expect("the drive")
     }
 
-    pub(super) fn disk_reference(&self, index: usize) -> Ref<Vdi> {
+    pub(crate) fn disk_reference(&self, index: usize) -> Ref<Vdi> {
         self.facts.vbds[&self.drives[index]].vdi.clone()
     }
 
-    pub(super) fn disk(&self, index: usize) -> &Vdi {
+    pub(crate) fn disk(&self, index: usize) -> &Vdi {
         &self.facts.vdis[&self.disk_reference(index)]
     }
 
-    pub(super) fn disk_mut(&mut self, index: usize) -> &mut Vdi {
+    pub(crate) fn disk_mut(&mut self, index: usize) -> &mut Vdi {
         let reference = self.disk_reference(index);
         self.facts.vdis.get_mut(&reference).expect("the disk")
     }
 
     /// The disk in a drive of another VM as well.
-    pub(super) fn attach_elsewhere(&mut self, index: usize, name: &str, currently_attached: bool) {
+    pub(crate) fn attach_elsewhere(&mut self, index: usize, name: &str, currently_attached: bool) {
         let (vm, vbd): (Ref<Vm>, Ref<Vbd>) = (self.fresh(), self.fresh());
         let vdi = self.disk_reference(index);
         let record = Vm { name_label: name.into(), vbds: vec![vbd.clone()], ..Vm::default() };
@@ -277,7 +277,7 @@ impl Sample {
     }
 
     /// A hidden disk that stands on another one, if any; gives its uuid.
-    pub(super) fn hidden(&mut self, parent: &[&str]) -> String {
+    pub(crate) fn hidden(&mut self, parent: &[&str]) -> String {
         let (reference, uuid) = (self.fresh(), self.uuid());
         let parent = parent.iter().map(|parent| ("vhd-parent".to_owned(), (*parent).to_owned()));
         let vdi = Vdi {
@@ -292,17 +292,21 @@ impl Sample {
         uuid.to_string()
     }
 
-    pub(super) fn set_parent(&mut self, index: usize, parent: &str) {
+    pub(crate) fn set_parent(&mut self, index: usize, parent: &str) {
         self.disk_mut(index).sm_config.insert("vhd-parent".into(), parent.into());
     }
 
-    pub(super) fn set_parent_of(&mut self, uuid: &str, parent: &str) {
+    pub(crate) fn set_parent_of(&mut self, uuid: &str, parent: &str) {
         let vdi = self.facts.vdis.values_mut().find(|vdi| vdi.uuid.as_str() == uuid).expect("the disk");
         vdi.sm_config.insert("vhd-parent".into(), parent.into());
     }
 
+    pub(crate) fn vdi_mut(&mut self, uuid: &str) -> &mut Vdi {
+        self.facts.vdis.values_mut().find(|vdi| vdi.uuid.as_str() == uuid).expect("the disk")
+    }
+
     /// A snapshot of a disk that stands on nothing; gives its uuid.
-    pub(super) fn snapshot_of(&mut self, index: usize) -> String {
+    pub(crate) fn snapshot_of(&mut self, index: usize) -> String {
         let (reference, uuid) = (self.fresh(), self.uuid());
         let vdi = Vdi {
             uuid: uuid.clone(),
@@ -317,7 +321,7 @@ impl Sample {
     }
 
     /// Puts a disk on a chain of this many nodes in all, each of which a snapshot needs.
-    pub(super) fn chain_of(&mut self, index: usize, depth: usize) {
+    pub(crate) fn chain_of(&mut self, index: usize, depth: usize) {
         let mut parent = None;
         for _ in 1..depth {
             let node = self.hidden(parent.as_deref().as_slice());
@@ -331,7 +335,7 @@ impl Sample {
     }
 
     /// Removes the snapshots that stand on a hidden disk.
-    pub(super) fn drop_snapshots_of(&mut self, node: &str) {
+    pub(crate) fn drop_snapshots_of(&mut self, node: &str) {
         self.facts.vdis.retain(|_, vdi| {
             !vdi.is_a_snapshot || vdi.sm_config.get("vhd-parent").is_none_or(|parent| parent != node)
         });

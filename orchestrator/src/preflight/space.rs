@@ -17,7 +17,7 @@
 
 use super::chains::snapshotted;
 use super::facts::{Disk, Facts};
-use super::finding::{Code, Finding};
+use super::finding::{Code, Finding, Level};
 use crate::spec::JobOptions;
 use blocks::ByteCount;
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,7 +170,13 @@ pub(super) fn check_vm(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Find
         );
         let remedy = "make room there: remove snapshots or disks that nobody needs, or enlarge the storage";
         if free < cost {
-            findings.push(Finding::error(Code::SnapshotSpace, Facts::sr_object(sr), message, remedy));
+            let most = if options.ignore_space { Level::Warning } else { Level::Error };
+            let remedy = match Provision::of(sr) {
+                Provision::Thin => remedy.to_owned(),
+                _ => format!("{remedy}; if the disks hold much less than their size, --ignore-space goes on"),
+            };
+            let finding = Finding::error(Code::SnapshotSpace, Facts::sr_object(sr), message, remedy);
+            findings.push(finding.at_most(most));
         } else if free.get() - cost.get() < reserve(sr).get() {
             let message = format!("{message}: then less than {} are left to merge snapshots", reserve(sr));
             findings.push(Finding::warning(Code::SnapshotSpace, Facts::sr_object(sr), message, remedy));
@@ -196,7 +202,6 @@ pub(super) fn check_storage(sr: &Sr) -> Vec<Finding> {
 mod tests {
     use super::super::sample::Sample;
     use super::*;
-    use crate::preflight::finding::Level;
 
     const GIB: u64 = 1 << 30;
 
@@ -296,6 +301,15 @@ mod tests {
         assert_eq!(level(&sample), Some(Level::Warning));
         left(&mut sample, cost + LARGEST_RESERVE);
         assert_eq!(level(&sample), None);
+    }
+
+    #[test]
+    fn missing_room_is_a_warning_for_a_job_that_was_told_to_go_on() {
+        let mut sample = Sample::new();
+        sample.sr_mut().physical_utilisation = sample.facts.srs[&sample.sr].physical_size;
+        assert_eq!(level(&sample), Some(Level::Error));
+        let options = JobOptions { ignore_space: true, ..options() };
+        assert_eq!(check_vm(&sample.facts, sample.vm(), &options)[0].level, Level::Warning);
     }
 
     #[test]

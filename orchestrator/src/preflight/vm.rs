@@ -174,6 +174,11 @@ fn features<'a>(facts: &'a Facts, disk: &Disk<'_>) -> Option<&'a BTreeMap<String
     (!sm.features.is_empty()).then_some(&sm.features)
 }
 
+/// Whether a disk's storage makes snapshots, as far as the pool tells.
+fn can_snapshot(facts: &Facts, disk: &Disk<'_>) -> bool {
+    features(facts, disk).is_none_or(|features| features.contains_key("VDI_SNAPSHOT"))
+}
+
 /// Whether a disk's storage and format let the pool track its changes, as far as the pool tells.
 pub fn can_track(facts: &Facts, disk: &Disk<'_>) -> bool {
     !is_raw(disk) && features(facts, disk).is_none_or(|known| known.contains_key("VDI_CONFIG_CBT"))
@@ -213,7 +218,7 @@ fn snapshot_of(facts: &Facts, disk: &Disk<'_>) -> Vec<Finding> {
             "copy it to a new disk (xe vdi-copy makes a VHD) and use that",
         ));
     }
-    if features(facts, disk).is_some_and(|features| !features.contains_key("VDI_SNAPSHOT")) {
+    if !can_snapshot(facts, disk) {
         let kind = disk.sr.map_or("", |sr| &sr.kind);
         let message = format!("disk '{name}' is on storage of type {kind}, which makes no snapshots");
         findings.push(error(Code::DiskNoSnapshot, message, leave_out));
@@ -237,7 +242,7 @@ fn reading_of(facts: &Facts, vm: &Ref<Vm>, disk: &Disk<'_>, options: &JobOptions
             Code::DiskRaw,
             format!("disk '{name}' is raw: its changes are not tracked, every job reads all of it"),
         ));
-    } else if wants_tracking && !can_track(facts, disk) {
+    } else if wants_tracking && can_snapshot(facts, disk) && !can_track(facts, disk) {
         let kind = disk.sr.map_or("", |sr| &sr.kind);
         findings.push(untracked(
             Code::DiskNoTracking,
@@ -397,6 +402,11 @@ mod tests {
         assert_eq!(with(&["VDI_SNAPSHOT", "VDI_CONFIG_CBT"]), []);
         assert_eq!(with(&["VDI_SNAPSHOT"]), [(Code::DiskNoTracking, Level::Warning)]);
         assert_eq!(with(&["VDI_CONFIG_CBT"]), [(Code::DiskNoSnapshot, Level::Error)]);
+        assert_eq!(
+            with(&["VDI_ATTACH"]),
+            [(Code::DiskNoSnapshot, Level::Error)],
+            "that it tracks nothing is no news"
+        );
         assert_eq!(with(&[]), [], "a driver without a list says nothing");
     }
 

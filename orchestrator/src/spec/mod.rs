@@ -65,6 +65,9 @@ pub struct JobOptions {
     pub coalesce: CoalescePolicy,
     /// No snapshot is made that would give a disk a longer chain than this, at most [`CHAIN_LIMIT`].
     pub max_chain: u32,
+    /// Make the snapshot although its storage may not have the room for it: thick storage is asked for the full size
+    /// of every disk, and needs less where a disk holds little.
+    pub ignore_space: bool,
     /// How often a failed job is tried again, where trying again can help.
     pub retries: u32,
     /// Pause before the first further try; each further one doubles it.
@@ -91,6 +94,7 @@ impl Default for JobOptions {
             coalesce: CoalescePolicy::default(),
             // XenServer refuses at 30; the rest is for snapshots of people and of other programs.
             max_chain: 24,
+            ignore_space: false,
             retries: 1,
             retry_pause: Duration::from_secs(60),
             hooks: JobHooks::default(),

@@ -124,6 +124,13 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         |o, v| o.max_chain = v.integer(1..=i64::from(CHAIN_LIMIT))?
     ),
     setting!(
+        "ignore_space",
+        "false",
+        "true or false",
+        "make the snapshot although its storage may not have the room; a warning then",
+        |o, v| o.ignore_space = v.boolean()?
+    ),
+    setting!(
         "retries",
         "1",
         "a whole number, 0 to 10",
