@@ -106,7 +106,7 @@ pub(super) fn hold(facts: &Facts, vm: &Vm, options: &JobOptions) -> Option<Findi
             return Some(Finding::warning(
                 Code::Coalescing,
                 disk.object(),
-                format!("the storage still has {merges} of disk '{}' to merge", disk.name()),
+                format!("the storage still has {merges} of {} to merge", disk.called()),
                 "wait; if it does not end, look for SMGC in /var/log/SMlog of the coordinator",
             ));
         }
@@ -138,7 +138,7 @@ pub(super) fn check_vm(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Find
         findings.push(Finding::error(
             Code::DiskChain,
             disk.object(),
-            format!("disk '{}' stands on a chain of {depth}, and {limit}", disk.name()),
+            format!("{} stands on a chain of {depth}, and {limit}", disk.called()),
             format!(
                 "remove snapshots of '{}' and let the storage merge them; if it does not, run \
                  `xe sr-scan uuid={}`",
@@ -224,7 +224,7 @@ mod tests {
         let middle = sample.hidden(&[&oldest]);
         sample.set_parent(0, &middle);
         let held = hold(&sample.facts, sample.vm(), &options).expect("two merges wait");
-        assert!(held.message.contains("2 snapshots of disk 'web01 disk 0'"), "{}", held.message);
+        assert!(held.message.contains("2 snapshots of disk 'web01 disk 0' of 'web01'"), "{}", held.message);
     }
 
     #[test]

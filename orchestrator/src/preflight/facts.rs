@@ -216,7 +216,8 @@ impl Facts {
             .filter(|vbd| vbd.kind == VbdType::Disk && !vbd.vdi.is_null())
             .filter_map(|vbd| {
                 let vdi = self.vdis.get(&vbd.vdi)?;
-                Some(Disk { reference: &vbd.vdi, vdi, vbd, sr: self.srs.get(&vdi.sr) })
+                let vm = self.vms.get(&vbd.vm);
+                Some(Disk { reference: &vbd.vdi, vdi, vbd, vm, sr: self.srs.get(&vdi.sr) })
             })
             .collect();
         disks.sort_by_key(Disk::position);
@@ -303,6 +304,8 @@ pub struct Disk<'a> {
     pub vdi: &'a Vdi,
     /// The drive.
     pub vbd: &'a Vbd,
+    /// Whose drive it is.
+    pub vm: Option<&'a Vm>,
     /// The disk's storage.
     pub sr: Option<&'a Sr>,
 }
@@ -318,6 +321,14 @@ impl Disk<'_> {
         match self.vdi.name_label.trim() {
             "" => format!("disk {}", self.vbd.userdevice),
             name => name.to_owned(),
+        }
+    }
+
+    /// The disk and its VM in a sentence.
+    pub fn called(&self) -> String {
+        match self.vm {
+            Some(vm) => format!("disk '{}' of '{}'", self.name(), vm.name_label),
+            None => format!("disk '{}'", self.name()),
         }
     }
 

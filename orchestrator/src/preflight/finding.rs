@@ -208,6 +208,9 @@ pub struct Finding {
     /// The pool's name in the configuration; none for this installation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Uuid of the VM whose job it concerns, where it concerns one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
     /// What it is about.
     pub object: Object,
     /// One sentence.
@@ -227,6 +230,7 @@ impl Finding {
             level: Level::Ok,
             code,
             pool: None,
+            vm: None,
             object,
             message: message.into(),
             remedy: None,

@@ -2,7 +2,7 @@
 
 use super::facts::{Facts, Known};
 use super::finding::{Code, Finding, Level};
-use super::{chains, labelled, vm};
+use super::{chains, of_vm, vm};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
 use crate::spec::{CoalescePolicy, JobOptions};
@@ -129,7 +129,7 @@ fn decide(
     waited: Duration,
 ) -> Decision {
     let held = chains::hold(facts, record, options);
-    let mut findings = labelled(facts, vm::check(facts, reference, record, options));
+    let mut findings = of_vm(facts, record, vm::check(facts, reference, record, options));
     if held.is_some() && options.coalesce != CoalescePolicy::Ignore {
         // Merging makes room in the chain.
         findings.retain(|finding| finding.code != Code::DiskChain);
@@ -139,7 +139,7 @@ fn decide(
         findings.retain(|finding| finding.level == Level::Error);
         return Decision::Now(Gate::Refuse(findings));
     }
-    let Some(held) = labelled(facts, held.into_iter().collect()).pop() else {
+    let Some(held) = of_vm(facts, record, held.into_iter().collect()).pop() else {
         return Decision::Now(Gate::Go { warnings: findings });
     };
     match options.coalesce {
@@ -193,6 +193,7 @@ mod tests {
         };
         assert_eq!((held.code, pause), (Code::Coalescing, Duration::from_secs(3)));
         assert_eq!(held.pool.as_deref(), Some("dc1"));
+        assert_eq!(held.vm.as_deref(), Some(busy().vm().uuid.as_str()));
         let almost = MINUTE - Duration::from_millis(10);
         let Decision::Wait { pause, .. } = decision(&busy(), wait, almost) else { panic!("no wait") };
         assert_eq!(pause, Duration::from_millis(10), "the last look is at the limit");

@@ -64,6 +64,13 @@ pub fn check_pool(facts: &Facts, options: &JobOptions, now: SystemTime) -> Vec<F
 pub fn check_vm(facts: &Facts, reference: &Ref<Vm>, vm: &Vm, options: &JobOptions) -> Vec<Finding> {
     let mut findings = vm::check(facts, reference, vm, options);
     findings.extend(chains::hold(facts, vm, options));
+    of_vm(facts, vm, findings)
+}
+
+fn of_vm(facts: &Facts, vm: &Vm, mut findings: Vec<Finding>) -> Vec<Finding> {
+    for finding in &mut findings {
+        finding.vm = Some(vm.uuid.to_string());
+    }
     labelled(facts, findings)
 }
 

@@ -195,23 +195,22 @@ fn is_raw(disk: &Disk<'_>) -> bool {
 /// What keeps a disk from being snapshotted.
 fn snapshot_of(facts: &Facts, disk: &Disk<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let name = disk.name();
+    let name = disk.called();
     let leave_out = "leave the disk out with exclude_disks where the release can, or leave the VM out";
     let error = |code, message: String, remedy: &str| Finding::error(code, disk.object(), message, remedy);
     if disk.vdi.missing {
-        let message = format!("the storage has lost disk '{name}'");
+        let message = format!("the storage has lost {name}");
         findings.push(error(Code::DiskMissing, message, "repair the storage, or detach the disk"));
     }
     if disk.is_reset() {
-        let message = format!(
-            "disk '{name}' is thrown away at every start (on_boot=reset): XAPI makes no snapshots of it"
-        );
+        let message =
+            format!("{name} is thrown away at every start (on_boot=reset): XAPI makes no snapshots of it");
         let remedy = "xe vdi-param-set on-boot=persist while the VM is off, or leave the VM out of the job";
         findings.push(error(Code::DiskReset, message, remedy));
     }
     let lvm = disk.sr.is_some_and(|sr| space::Provision::of(sr) != space::Provision::Thin);
     if lvm && disk.vdi.sm_config.get("type").is_some_and(|kind| kind == "raw") {
-        let message = format!("disk '{name}' is raw on LVM: its storage makes no snapshots of it");
+        let message = format!("{name} is raw on LVM: its storage makes no snapshots of it");
         findings.push(error(
             Code::DiskRaw,
             message,
@@ -220,7 +219,7 @@ fn snapshot_of(facts: &Facts, disk: &Disk<'_>) -> Vec<Finding> {
     }
     if !can_snapshot(facts, disk) {
         let kind = disk.sr.map_or("", |sr| &sr.kind);
-        let message = format!("disk '{name}' is on storage of type {kind}, which makes no snapshots");
+        let message = format!("{name} is on storage of type {kind}, which makes no snapshots");
         findings.push(error(Code::DiskNoSnapshot, message, leave_out));
     }
     findings
@@ -229,7 +228,7 @@ fn snapshot_of(facts: &Facts, disk: &Disk<'_>) -> Vec<Finding> {
 /// What is odd about reading a disk.
 fn reading_of(facts: &Facts, vm: &Ref<Vm>, disk: &Disk<'_>, options: &JobOptions) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let name = disk.name();
+    let name = disk.called();
     let wants_tracking = options.cbt != CbtMode::Off && facts.api() >= FIRST_CBT_API;
     // Without change tracking the job goes on, unless it was told not to.
     let untracked = |code, message: String| {
@@ -240,22 +239,22 @@ fn reading_of(facts: &Facts, vm: &Ref<Vm>, disk: &Disk<'_>, options: &JobOptions
     if wants_tracking && is_raw(disk) {
         findings.push(untracked(
             Code::DiskRaw,
-            format!("disk '{name}' is raw: its changes are not tracked, every job reads all of it"),
+            format!("{name} is raw: its changes are not tracked, every job reads all of it"),
         ));
     } else if wants_tracking && can_snapshot(facts, disk) && !can_track(facts, disk) {
         let kind = disk.sr.map_or("", |sr| &sr.kind);
         findings.push(untracked(
             Code::DiskNoTracking,
-            format!("disk '{name}' is on storage of type {kind}, which tracks no changes: every job reads all of it"),
+            format!(
+                "{name} is on storage of type {kind}, which tracks no changes: every job reads all of it"
+            ),
         ));
     }
     if disk.vdi.sharable {
         findings.push(Finding::warning(
             Code::DiskSharable,
             disk.object(),
-            format!(
-                "disk '{name}' is shared between VMs: a snapshot of one of them stops none of the others"
-            ),
+            format!("{name} is shared between VMs: a snapshot of one of them stops none of the others"),
             "make the cluster quiet with a hook before the job, or leave the disk out",
         ));
     }
@@ -266,7 +265,7 @@ fn reading_of(facts: &Facts, vm: &Ref<Vm>, disk: &Disk<'_>, options: &JobOptions
         findings.push(Finding::warning(
             Code::DiskAttached,
             disk.object(),
-            format!("disk '{name}' is attached to {} as well", names.join(", ")),
+            format!("{name} is attached to {} as well", names.join(", ")),
             "detach it there when whatever uses it has ended",
         ));
     }
