@@ -1,12 +1,9 @@
 //! What a store holds, read with its own library: quicker than a restore, and it proves every block.
 
-use crate::Lab;
+use crate::digest::GRANULE;
+use crate::{Lab, SparseDigest};
 use ads::{PointDisk, Store, StoredPoint};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-
-/// Bytes of a block.
-const BLOCK_SIZE: u64 = 65536;
 
 impl Lab {
     /// The restore points of a VM, oldest first.
@@ -22,16 +19,13 @@ impl Lab {
     #[track_caller]
     pub fn stored_digest(&self, disk: &PointDisk) -> Value {
         let size = disk.tree.size.get();
-        let mut digest = Sha256::new();
-        digest.update(size.to_le_bytes());
+        let mut digest = SparseDigest::new(size);
         let mut add = |offset: blocks::ByteOffset, bytes: &[u8]| {
-            digest.update((offset.get() / BLOCK_SIZE).to_le_bytes());
-            digest.update(bytes);
+            digest.block(offset.get() / GRANULE as u64, bytes);
             Ok(())
         };
         self.open_store().read_disk(&disk.tree, &mut add).expect("every block of the disk is in the store");
-        let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        json!({"size": size, "sparse_sha256": hex})
+        json!({"size": size, "sparse_sha256": digest.finish()})
     }
 
     #[track_caller]
