@@ -88,8 +88,8 @@ impl Lab {
             .arg("--port-file")
             .arg(&port_file)
             .args(match options.delegates {
-                Delegates::Guests => ["--delegates", "qemu"],
-                Delegates::Processes => ["--delegates", "process"],
+                Delegates::Guests => [].as_slice(),
+                Delegates::Processes => &["--delegates", "process"],
             })
             .args(&options.sim)
             .stdout(log.try_clone().expect("a log"))
