@@ -29,7 +29,7 @@ fn summary(output: &Output) -> &Value {
 }
 
 /// Name and result of each VM.
-fn results(output: &Output) -> Vec<String> {
+pub(crate) fn results(output: &Output) -> Vec<String> {
     let vms = summary(output)["vms"].as_array().expect("a list");
     let word = |value: &Value| value.as_str().expect("a text").to_owned();
     vms.iter().map(|vm| format!("{} {}", word(&vm["vm"]), word(&vm["result"]))).collect()
