@@ -48,13 +48,12 @@ impl Subject {
 
     /// The VM's job failed by an error.
     pub fn failed(&self, error: &Error) -> VmSummary {
+        let Self { record, run, .. } = self;
         VmSummary {
-            result: VmResult::Failed,
-            kind: Some(error.kind()),
-            exit_code: Some(error.kind().exit_code()),
-            error: Some(error.chain()),
-            remedy: error.remedy_text().map(str::to_owned),
-            ..self.blank()
+            vm: record.name_label.clone(),
+            uuid: record.uuid.to_string(),
+            pool: run.pool.config.name.clone(),
+            ..VmSummary::failed(error)
         }
     }
 

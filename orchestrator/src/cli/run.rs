@@ -346,6 +346,7 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
         .collect();
     let value = json!({
         "run": plan.spec.name, "warnings": chosen.warnings,
+        "missing": chosen.missing.iter().map(|one| &one.name).collect::<Vec<_>>(),
         "vms": rows.iter().map(|(record, pool, by, lines)| json!({
             "vm": record.name_label, "uuid": record.uuid.as_str(), "pool": pool, "selected_by": by,
             "overrides_at_lines": lines.iter().filter_map(|line| line.parse::<u64>().ok()).collect::<Vec<_>>(),
@@ -363,7 +364,7 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
         }
         format!("{text}\n{} VMs would be backed up; nothing was changed", rows.len())
     });
-    Ok(())
+    crate::selection::refuse_missing(&chosen)
 }
 
 /// Prints every key of a job file.

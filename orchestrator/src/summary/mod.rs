@@ -9,7 +9,7 @@ mod text;
 pub use metrics::metrics;
 pub use text::text;
 
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use serde::Serialize;
 
 /// Version of the JSON form. Within a version members are only added.
@@ -103,9 +103,9 @@ impl VmResult {
 pub struct VmSummary {
     /// Its name.
     pub vm: String,
-    /// Its uuid.
+    /// Its uuid; empty where it was named and is not there.
     pub uuid: String,
-    /// Name of its pool.
+    /// Name of its pool; empty where it was not found and there are several.
     pub pool: String,
     /// How it ended.
     pub result: VmResult,
@@ -164,6 +164,18 @@ pub struct DiskRow {
 }
 
 impl VmSummary {
+    /// A backup that failed by an error; of which VM is to be filled in.
+    pub fn failed(error: &Error) -> Self {
+        Self {
+            result: VmResult::Failed,
+            kind: Some(error.kind()),
+            exit_code: Some(error.kind().exit_code()),
+            error: Some(error.chain()),
+            remedy: error.remedy_text().map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
     /// Bytes that were read.
     pub fn read(&self) -> u64 {
         self.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.read))
