@@ -8,11 +8,12 @@
 
 use crate::cleanup::{Removed, destroy_vdi, destroy_vm, disks_of, find_vdi};
 use crate::error::{Context, Error, Kind, Result};
-use crate::journal::{Keep, Reserve, Rotation};
+use crate::journal::{self, Keep, Reserve, Rotation};
 use crate::ownership::is_copy;
 use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
 use crate::retry::{is_gone, until_free};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::SystemTime;
 use xapi::{Ref, StringMap, Uuid, Vdi, VdiType, Vm};
 
@@ -291,37 +292,55 @@ async fn remove_reserved(pool: &Pool, reference: &Ref<Vm>, vm: &Vm, removed: &mu
 }
 
 /// Removes this installation's references whose VM or disk is gone, for nothing can be listed from them any more, and
-/// what an interrupted rotation left of one. Disks of the jobs in `live` are not looked at.
+/// what an interrupted rotation left of one.
+///
+/// A job of another process may start or end meanwhile. Its journal is there before its first disk, so a disk that is
+/// seen and whose job has no journal afterwards belongs to none that runs; and what the disk is then is asked again,
+/// because a job that ended in between has made it what it is to be.
 ///
 /// # Errors
 /// Where the pool cannot be asked; single objects that resist are listed in `removed`.
-pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -> Result<()> {
+pub async fn remove_stale(pool: &Pool, journals: &Path, removed: &mut Removed) -> Result<()> {
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
     let present: BTreeSet<&str> = vms.values().map(|vm| vm.uuid.as_str()).collect();
+    let is_free = |job: Option<&str>| job.is_none_or(|job| !journal::path(journals, job).exists());
     for (reference, vm) in &vms {
         if is_reserved(vm, vms.get(&vm.snapshot_of))
             && is_stale(&pool.owner, &vm.uuid, &vm.other_config, &present)
+            && is_free(job_of_reserved(vm))
         {
             remove_reserved(pool, reference, vm, removed).await;
         }
     }
     let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
     let present: BTreeSet<&str> = vdis.values().map(|vdi| vdi.uuid.as_str()).collect();
-    for vdi in vdis.values() {
-        let of_live_job = vdi.other_config.get(TAG_JOB).is_some_and(|job| live.contains(job));
-        let what = match () {
-            () if of_live_job => continue,
-            () if vdi.kind == VdiType::CbtMetadata
-                && is_stale(&pool.owner, &vdi.uuid, &vdi.other_config, &present) =>
-            {
-                "reference of a disk that is gone"
-            }
-            () if is_unfinished(&pool.owner, vdi) => "unfinished reference",
-            () => continue,
-        };
-        removed.note(format!("{what} {}", vdi.uuid), destroy_vdi(pool, vdi.uuid.as_str()).await);
+    for (reference, vdi) in &vdis {
+        if removable(&pool.owner, vdi, &present).is_none() || !is_free(job_of_vdi(vdi)) {
+            continue;
+        }
+        let now = crate::removal::present(pool.client.get_record::<Vdi>(reference).await);
+        let Some(now) = now.context(|| format!("look at VDI {}", vdi.uuid))? else { continue };
+        if let Some(what) = removable(&pool.owner, &now, &present) {
+            removed.note(format!("{what} {}", now.uuid), destroy_vdi(pool, now.uuid.as_str()).await);
+        }
     }
     Ok(())
+}
+
+/// The job that a VDI names, where that can be the name of a journal.
+fn job_of_vdi(vdi: &Vdi) -> Option<&str> {
+    let job = vdi.other_config.get(TAG_JOB).map(String::as_str);
+    job.filter(|job| uuid::Uuid::parse_str(job).is_ok())
+}
+
+/// What a VDI is, if it is a reference of ours that is good for nothing, and no job is at work on it.
+fn removable(owner: &str, vdi: &Vdi, present: &BTreeSet<&str>) -> Option<&'static str> {
+    let is_stale = || is_stale(owner, &vdi.uuid, &vdi.other_config, present);
+    match () {
+        () if vdi.kind == VdiType::CbtMetadata && is_stale() => Some("reference of a disk that is gone"),
+        () if is_unfinished(owner, vdi) => Some("unfinished reference"),
+        () => None,
+    }
 }
 
 /// Whether tags are those of a reference of ours to something that is not there any more.

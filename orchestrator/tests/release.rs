@@ -4,7 +4,7 @@ mod pool;
 
 use abd_orchestrator::cleanup::delegate_name;
 use abd_orchestrator::error::Kind;
-use abd_orchestrator::journal::{Keep, Reserve, Rotation};
+use abd_orchestrator::journal::{Entry, Journal, Keep, Reserve, Rotation};
 use abd_orchestrator::lock::{Lock, Subject};
 use abd_orchestrator::pool::{TAG_OWNER, TAG_REFERENCE, TAG_STORE};
 use abd_orchestrator::references::{self, KeptKind};
@@ -136,4 +136,33 @@ async fn a_vm_whose_job_runs_keeps_what_is_kept_for_it() {
     drop(held);
     let tags = lab.record(&reference).await.other_config;
     assert!(tags.contains_key(TAG_REFERENCE) && tags.contains_key(TAG_STORE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reference_that_a_job_is_making_is_not_taken_for_an_unfinished_one() {
+    let lab = Lab::start().await;
+    let job = job();
+    let (vm, live) = lab.user_vm("web01").await;
+    let (snapshot, vdi, _) = lab.snapshot(&job, &vm).await;
+    lab.pool.client.vm_destroy(&snapshot).await.expect("removed");
+    // The job stands between tagging the disk and taking its data out.
+    let live = lab.record(&live).await.uuid;
+    for (key, value) in [(TAG_REFERENCE, live.as_str()), (TAG_STORE, "store")] {
+        lab.pool.client.add_to_other_config(&vdi, key, value).await.expect("tagged");
+    }
+    let journals = lab.state.journal_directory();
+    let started = Entry::Started {
+        job: job.clone(),
+        pool: "lab".into(),
+        pool_uuid: lab.pool.config.uuid.clone(),
+        subject: "x".into(),
+    };
+    // It began after the journals were scanned: only its file tells.
+    let running = Journal::start(&journals, &job, &started).expect("journal");
+    let mut removed = Default::default();
+    references::remove_stale(&lab.pool, &journals, &mut removed).await.expect("asked");
+    assert!(lab.is_there(&vdi).await, "{removed:?}");
+    running.finish().expect("ended");
+    references::remove_stale(&lab.pool, &journals, &mut removed).await.expect("asked");
+    assert!(!lab.is_there(&vdi).await, "its job is over, and nobody makes it a reference any more");
 }
