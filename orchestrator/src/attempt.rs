@@ -169,10 +169,6 @@ impl Subject {
             Some(Kind::NothingDone) => (VmResult::Skipped, None),
             Some(kind) => (VmResult::Failed, Some(kind)),
         };
-        let mut leftovers = result.leftovers;
-        if result.end.kind() == Some(Kind::Leftovers) && leftovers.is_empty() {
-            leftovers.push("something of this job; the warnings name it".into());
-        }
         let mut summary = VmSummary {
             result: ended,
             kind,
@@ -182,7 +178,7 @@ impl Subject {
             remedy: result.remedy,
             code: result.code,
             warnings: result.warnings,
-            leftovers,
+            leftovers: result.leftovers,
             ..self.blank()
         };
         if let Some(done) = result.summary {

@@ -48,6 +48,8 @@ pub(super) struct Worked {
     pub pools: Vec<String>,
     pub vms: Vec<VmSummary>,
     pub warnings: Vec<String>,
+    /// Whether something of earlier jobs is still in a pool; the warnings name it.
+    pub has_old_leftovers: bool,
     /// What failed that is no job. Other pools' jobs ran all the same.
     pub failure: Option<Error>,
 }
@@ -116,7 +118,11 @@ async fn enter_pools(
     for config in configs {
         let name = config.name.clone();
         let run = match enter_pool(session, config, store.clone(), &work.identity, stopped.clone()).await {
-            Ok(run) => Arc::new(run),
+            Ok((run, residue)) => {
+                worked.has_old_leftovers |= residue.is_there;
+                worked.warnings.extend(residue.warnings);
+                Arc::new(run)
+            }
             Err(error) => {
                 worked.fail(&session.report, error);
                 continue;
