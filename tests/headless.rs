@@ -29,7 +29,7 @@ fn summary(output: &Output) -> &Value {
 }
 
 /// Name and result of each VM.
-fn results(output: &Output) -> Vec<String> {
+pub(crate) fn results(output: &Output) -> Vec<String> {
     let vms = summary(output)["vms"].as_array().expect("a list");
     let word = |value: &Value| value.as_str().expect("a text").to_owned();
     vms.iter().map(|vm| format!("{} {}", word(&vm["vm"]), word(&vm["result"]))).collect()
@@ -67,7 +67,7 @@ fn a_job_file_backs_up_what_it_selects_and_leaves_a_summary() {
         &lab,
         "nightly",
         &format!(
-            "[select]\nnames = [\"db01\", \"web*\", \"ftp\"]\n[exclude]\nnames = \"*-test\"\n\
+            "[select]\nnames = [\"db01\", \"web*\", \"ftp*\"]\n[exclude]\nnames = \"*-test\"\n\
          [run]\nsummary = '{}'\n[[vm]]\nname = \"web02\"\nlevel = 3\n",
             mail.display(),
         ),
@@ -83,7 +83,7 @@ fn a_job_file_backs_up_what_it_selects_and_leaves_a_summary() {
     let run = lab.abd(&["run", &file, "--summary-json", &json_path]).ok();
     assert_eq!(results(&run), ["db01 done", "web01 done", "web02 done"]);
     assert_eq!(summary(&run)["result"], "done");
-    assert_eq!(summary(&run)["warnings"], serde_json::json!(["no VM is named 'ftp'"]));
+    assert_eq!(summary(&run)["warnings"], serde_json::json!(["no VM's name matches 'ftp*'"]));
     let written: Value = serde_json::from_str(&fs::read_to_string(&json).expect("written")).expect("JSON");
     assert_eq!(written["vms"], summary(&run)["vms"]);
     let written = fs::read_to_string(&mail).expect("written");
@@ -91,6 +91,21 @@ fn a_job_file_backs_up_what_it_selects_and_leaves_a_summary() {
     assert!(written.lines().all(|line| line.chars().count() <= 78), "{written}");
     lab.assert_restores(&vms[3]);
     lab.assert_clean(&before);
+}
+
+#[test]
+fn a_vm_that_is_named_and_not_there_fails_and_the_others_are_backed_up() {
+    let Some(lab) = lab() else { return };
+    lab.vm("web01", &[MIB]);
+    let file = job_file(&lab, "nightly", "select.names = [\"web01\", \"mail\", \"ftp*\"]");
+    let dry = lab.abd(&["run", &file, "--dry-run"]).fails_with(3);
+    assert!(dry.contains("no VM is named 'mail'"), "{dry}");
+    let run = lab.abd(&["run", &file]);
+    assert_eq!(results(&run), ["web01 done", "mail failed"]);
+    let mail = &summary(&run)["vms"][1];
+    assert_eq!((&mail["error"], &mail["exit_code"]), (&"no VM is named 'mail'".into(), &3.into()));
+    assert_eq!(summary(&run)["warnings"], serde_json::json!(["no VM's name matches 'ftp*'"]));
+    run.fails_with(3);
 }
 
 #[test]
@@ -109,9 +124,9 @@ fn what_keeps_a_run_from_doing_anything_has_its_own_code() {
     let Some(lab) = lab() else { return };
     lab.vm("web01", &[MIB]);
     let before = lab.inventory();
-    let file = job_file(&lab, "nobody", "select.names = \"ftp\"\n");
+    let file = job_file(&lab, "nobody", "select.names = \"ftp*\"\n");
     let said = lab.abd(&["run", &file]).fails_with(12);
-    assert!(said.contains("no VM is named 'ftp'"), "{said}");
+    assert!(said.contains("no VM's name matches 'ftp*'"), "{said}");
 
     let file = job_file(&lab, "wrong", "select.names = \"*\"\n[options]\nlevle = 3\n");
     let said = lab.abd(&["run", &file]).fails_with(2);

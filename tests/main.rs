@@ -12,4 +12,5 @@ mod plan;
 mod pool_faults;
 mod pools;
 mod preflight;
+mod release;
 mod soak;

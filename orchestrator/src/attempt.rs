@@ -48,13 +48,12 @@ impl Subject {
 
     /// The VM's job failed by an error.
     pub fn failed(&self, error: &Error) -> VmSummary {
+        let Self { record, run, .. } = self;
         VmSummary {
-            result: VmResult::Failed,
-            kind: Some(error.kind()),
-            exit_code: Some(error.kind().exit_code()),
-            error: Some(error.chain()),
-            remedy: error.remedy_text().map(str::to_owned),
-            ..self.blank()
+            vm: record.name_label.clone(),
+            uuid: record.uuid.to_string(),
+            pool: run.pool.config.name.clone(),
+            ..VmSummary::failed(error)
         }
     }
 
@@ -170,10 +169,6 @@ impl Subject {
             Some(Kind::NothingDone) => (VmResult::Skipped, None),
             Some(kind) => (VmResult::Failed, Some(kind)),
         };
-        let mut leftovers = result.leftovers;
-        if result.end.kind() == Some(Kind::Leftovers) && leftovers.is_empty() {
-            leftovers.push("something of this job; the warnings name it".into());
-        }
         let mut summary = VmSummary {
             result: ended,
             kind,
@@ -183,7 +178,7 @@ impl Subject {
             remedy: result.remedy,
             code: result.code,
             warnings: result.warnings,
-            leftovers,
+            leftovers: result.leftovers,
             ..self.blank()
         };
         if let Some(done) = result.summary {

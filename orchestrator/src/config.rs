@@ -1,7 +1,8 @@
 //! The state directory: pools, their pinned certificates, the installation's id, the journal's place.
 //!
 //! ```text
-//! <state>/owner          uuid of this installation; tags everything it makes in a pool
+//! <state>/owner          uuid of this installation, which tags everything it makes in a pool; on a second line
+//!                        `machine` and the SHA-256 of the machine's id, so that a copy elsewhere is noticed
 //! <state>/pools.toml     pools; no passwords
 //! <state>/journal/       one file per job (see `journal`)
 //! <state>/locks/         one file per run and per VM while they run (see `lock`)
@@ -18,6 +19,12 @@ use std::path::{Path, PathBuf};
 
 /// Name of the environment variable that holds a password for every pool.
 pub const PASSWORD_VARIABLE: &str = "ABD_PASSWORD";
+
+/// Where a machine's id stands: systemd's file. A machine without one is known by that.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// Name of the environment variable that binds a state directory to this machine, which it was moved to for good.
+pub const ADOPT_VARIABLE: &str = "ABD_ADOPT_STATE";
 
 /// The state directory of this installation.
 #[derive(Clone, Debug)]
@@ -78,8 +85,16 @@ impl State {
     /// Opens the directory, making it (mode 0700) and the installation's id on first use.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where it cannot be made or written.
+    /// [`Kind::Usage`] where it cannot be made or written, and where it belongs to another machine: two machines with
+    /// one id take each other's running jobs for dead ones. With [`ADOPT_VARIABLE`] set to `1` it is this machine's
+    /// from now on.
     pub fn open(directory: PathBuf) -> Result<Self> {
+        let adopt = std::env::var_os(ADOPT_VARIABLE).is_some_and(|value| value == "1");
+        Self::open_at(directory, &machine(Path::new(MACHINE_ID))?, adopt)
+    }
+
+    /// The same, on the machine with this fingerprint.
+    fn open_at(directory: PathBuf, machine: &str, adopt: bool) -> Result<Self> {
         let failed = |path: &Path, doing, error| {
             file_error(Kind::Usage, path, doing, error)
                 .remedy("name a writable directory with --state-dir or ABD_STATE_DIR")
@@ -88,18 +103,26 @@ impl State {
         fs::create_dir_all(&journal).map_err(|error| failed(&journal, "make", error))?;
         set_mode(&directory, 0o700).map_err(|error| failed(&directory, "protect", error))?;
         let path = directory.join("owner");
-        let owner = match fs::read_to_string(&path) {
-            Ok(text) => uuid::Uuid::parse_str(text.trim())
-                .map_err(|_| {
-                    Error::new(Kind::Usage, format!("{} does not hold an installation id", path.display()))
-                        .remedy("restore the file; with another id `abd reconcile` no longer knows its own objects")
-                })?
-                .to_string(),
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                make_owner(&path).map_err(|error| failed(&path, "write", error))?
+                make_owner(&path, machine).map_err(|error| failed(&path, "write", error))?
             }
             Err(error) => return Err(failed(&path, "read", error)),
         };
+        let Some((owner, bound)) = parse_owner(&text) else {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{} does not hold an installation id", path.display()),
+            )
+            .remedy("restore the file; with another id `abd reconcile` no longer knows its own objects"));
+        };
+        match bound {
+            Some(bound) if bound == machine => {}
+            Some(_) if !adopt => return Err(of_another_machine(&directory, &path)),
+            // Written before ids were bound, or moved here.
+            _ => bind_owner(&path, &owner, machine).map_err(|error| failed(&path, "write", error))?,
+        }
         Ok(Self { directory, owner })
     }
 
@@ -203,16 +226,70 @@ impl PoolConfig {
     }
 }
 
-/// Makes the installation's id. Of two processes that do so at once one wins, and both use its id.
-fn make_owner(path: &Path) -> std::io::Result<String> {
-    let part = path.with_extension(uuid::Uuid::new_v4().to_string());
-    write_durable(&part, uuid::Uuid::new_v4().to_string().as_bytes())?;
+/// What tells this machine from another: a digest, because the id itself is not to be shown around.
+fn machine(path: &Path) -> Result<String> {
+    let id = match fs::read_to_string(path) {
+        Ok(id) => id,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(file_error(Kind::Usage, path, "read", error)),
+    };
+    Ok(pin::Fingerprint::of(id.trim().as_bytes()).to_string())
+}
+
+fn owner_text(owner: &str, machine: &str) -> String {
+    format!("{owner}\nmachine {machine}\n")
+}
+
+/// The installation's id, and the machine that it is bound to, if it is; none for what is no such file.
+fn parse_owner(text: &str) -> Option<(String, Option<String>)> {
+    let mut lines = text.lines().map(str::trim);
+    let owner = uuid::Uuid::parse_str(lines.next()?).ok()?.to_string();
+    let bound = match lines.find(|line| !line.is_empty()) {
+        None => None,
+        Some(line) => Some(line.strip_prefix("machine ")?.to_owned()),
+    };
+    Some((owner, bound))
+}
+
+fn of_another_machine(directory: &Path, owner: &Path) -> Error {
+    Error::new(
+        Kind::Usage,
+        format!(
+            "the state directory {} belongs to another machine: two that share it remove each other's running jobs",
+            directory.display()
+        ),
+    )
+    .remedy(format!(
+        "if it was moved here for good and the other machine runs abd no more, run once with {ADOPT_VARIABLE}=1; if it \
+         is a copy, remove {}: then this is an installation of its own, whose first backups read everything",
+        owner.display()
+    ))
+}
+
+/// Makes the installation's id and gives what the file holds. Of two processes that do so at once one wins, and both
+/// use its id.
+fn make_owner(path: &Path, machine: &str) -> std::io::Result<String> {
+    let part = part_of_owner(path);
+    write_durable(&part, owner_text(&uuid::Uuid::new_v4().to_string(), machine).as_bytes())?;
     let linked = fs::hard_link(&part, path);
     fs::remove_file(&part)?;
     match linked {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(fs::read_to_string(path)?.trim().to_owned()),
+        _ => fs::read_to_string(path),
     }
+}
+
+/// Binds the installation's id to a machine. Several processes may do so at once.
+fn bind_owner(path: &Path, owner: &str, machine: &str) -> std::io::Result<()> {
+    let part = part_of_owner(path);
+    write_durable(&part, owner_text(owner, machine).as_bytes())?;
+    fs::rename(&part, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// A name of this process's own for the file while it is written.
+fn part_of_owner(path: &Path) -> PathBuf {
+    path.with_file_name(format!("owner-{}", uuid::Uuid::new_v4()))
 }
 
 /// Writes a file so that after a crash it is either the old or the new one.
@@ -234,6 +311,61 @@ fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_on_another_machine_is_refused_until_it_is_adopted_or_renewed() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("state");
+        let open = |machine: &str, adopt| State::open_at(path.clone(), machine, adopt);
+        let owner = open("here", false).expect("made").owner().to_owned();
+        assert_eq!(open("here", false).expect("again").owner(), owner);
+        let error = open("there", false).expect_err("a copy");
+        assert_eq!(error.kind(), Kind::Usage);
+        let remedy = error.remedy_text().expect("remedy");
+        assert!(remedy.contains("ABD_ADOPT_STATE=1") && remedy.contains("state/owner:"), "{remedy}");
+        assert_eq!(open("there", true).expect("moved").owner(), owner);
+        assert_eq!(open("there", false).expect("bound from now on").owner(), owner);
+        open("here", false).expect_err("it is the other one's now");
+        fs::remove_file(path.join("owner")).expect("removed");
+        assert_ne!(open("here", false).expect("an installation of its own").owner(), owner);
+    }
+
+    #[test]
+    fn an_id_without_a_machine_is_bound_when_it_is_next_used() {
+        let directory = tempfile::tempdir().expect("directory");
+        let owner = uuid::Uuid::new_v4().to_string();
+        for text in [owner.clone(), format!("{owner}\n")] {
+            fs::write(directory.path().join("owner"), text).expect("written");
+            let open = |machine| State::open_at(directory.path().to_owned(), machine, false);
+            assert_eq!(open("here").expect("bound").owner(), owner);
+            assert_eq!(open("here").expect("again").owner(), owner);
+            open("there").expect_err("bound to the first");
+        }
+    }
+
+    #[test]
+    fn a_damaged_id_is_never_replaced() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("owner");
+        let owner = uuid::Uuid::new_v4();
+        for text in [String::new(), "x".into(), format!("{owner}\nmach"), format!("{owner}\nhost x\n")] {
+            fs::write(&path, &text).expect("written");
+            State::open_at(directory.path().to_owned(), "here", true).expect_err("damaged");
+            assert_eq!(fs::read_to_string(&path).expect("still there"), text);
+        }
+    }
+
+    #[test]
+    fn machines_are_told_apart_by_their_id_and_one_without_has_a_fingerprint_too() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("machine-id");
+        let none = machine(&path).expect("none");
+        fs::write(&path, "0123456789abcdef0123456789abcdef\n").expect("written");
+        let one = machine(&path).expect("one");
+        fs::write(&path, "1123456789abcdef0123456789abcdef\n").expect("written");
+        assert!(one != none && machine(&path).expect("another") != one);
+        assert!(!one.contains("0123456789abcdef"), "the id itself is not told");
+    }
 
     #[test]
     fn pools_survive_and_are_found_by_name() {

@@ -15,6 +15,12 @@ use std::time::Duration;
 /// Longest journal that is read: a job of 250 disks writes about 200 KiB.
 const MAX_JOURNAL_SIZE: u64 = 16 << 20;
 
+/// Extension of a journal that has no first line yet.
+const PART: &str = "new";
+/// A journal that was begun this long ago and is nobody's was given up: making one takes seconds, and a day leaves room
+/// for clocks that jump.
+const PART_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// One line of a journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "kebab-case")]
@@ -156,16 +162,25 @@ impl Journal {
                 .remedy("nothing was created in the pool; make room or fix the directory and run again")
         };
         // It gets its name only when it is locked and has its first line: whoever sees a journal sees a whole one.
-        let part = path.with_extension("new");
+        let part = path.with_extension(PART);
         let file = File::options()
             .create_new(true)
             .append(true)
             .open(&part)
             .map_err(|error| failed("make", error))?;
-        file.try_lock().map_err(|error| failed("lock", std::io::Error::other(error)))?;
-        let journal = Self { path: path.clone(), file: Mutex::new(file) };
-        journal.write(first)?;
-        fs::rename(&part, &path).map_err(|error| failed("name", error))?;
+        let begun = file
+            .try_lock()
+            .map_err(|error| failed("lock", std::io::Error::other(error)))
+            .map(|()| Self { path: path.clone(), file: Mutex::new(file) })
+            .and_then(|journal| journal.write(first).map(|()| journal))
+            .and_then(|journal| {
+                fs::rename(&part, &path).map_err(|error| failed("name", error))?;
+                Ok(journal)
+            });
+        let journal = begun.inspect_err(|_| {
+            // What cannot be removed now, `scan` removes later.
+            let _ = fs::remove_file(&part);
+        })?;
         File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| failed("sync", error))?;
@@ -236,6 +251,9 @@ pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
     let failed = |path: &Path, error| file_error(Kind::Usage, path, "read", error);
     for item in fs::read_dir(directory).map_err(|error| failed(directory, error))? {
         let path = item.map_err(|error| failed(directory, error))?.path();
+        if path.extension().is_some_and(|extension| extension == PART) {
+            remove_given_up(&path);
+        }
         if path.extension().is_none_or(|extension| extension != "journal") {
             continue;
         }
@@ -262,6 +280,17 @@ pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
         dead.push(DeadJournal { path, job, entries, lock: file });
     }
     Ok((live, dead))
+}
+
+/// Removes a journal that never got its name, once nobody is making it any more. It announced nothing that was done.
+fn remove_given_up(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    let modified = file.metadata().and_then(|metadata| metadata.modified());
+    let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+    if age.is_some_and(|age| age > PART_KEPT) && file.try_lock().is_ok() {
+        // It takes no room to speak of, and the next scan tries again.
+        let _ = fs::remove_file(path);
+    }
 }
 
 fn parse(text: &str) -> std::result::Result<Vec<Entry>, usize> {
@@ -298,6 +327,36 @@ mod tests {
         assert_eq!(dead.entries, [started(), Entry::TornDown]);
         dead.finish().expect("remove");
         assert_eq!(scan(directory.path()).expect("scan").1.len(), 0);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_begun_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        // It cannot get its name: that is a directory with something in it.
+        fs::create_dir_all(path(directory.path(), "j").join("x")).expect("made");
+        Journal::start(directory.path(), "j", &started()).expect_err("no name");
+        assert!(!path(directory.path(), "j").with_extension(PART).exists());
+    }
+
+    #[test]
+    fn a_begun_journal_is_removed_once_it_is_old_and_nobodys() {
+        let directory = tempfile::tempdir().expect("directory");
+        let part = path(directory.path(), "j").with_extension(PART);
+        let age = |by: Duration| {
+            let file = File::options().create(true).append(true).open(&part).expect("opened");
+            file.set_modified(std::time::SystemTime::now() - by).expect("dated");
+            file
+        };
+        age(PART_KEPT / 2);
+        scan(directory.path()).expect("scan");
+        assert!(part.exists(), "its job may be making it");
+        let making = age(PART_KEPT * 2);
+        making.try_lock().expect("locked");
+        scan(directory.path()).expect("scan");
+        assert!(part.exists(), "somebody has it");
+        drop(making);
+        scan(directory.path()).expect("scan");
+        assert!(!part.exists());
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod preflight;
 pub mod queue;
 pub mod reconcile;
 pub mod references;
+pub mod release;
 pub mod removal;
 pub mod report;
 pub mod retry;

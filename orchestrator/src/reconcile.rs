@@ -77,7 +77,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
     }
     let pool = &patient_no_more(pool);
     remove_orphans(&journals, pool, &mut outcome).await?;
-    references::remove_stale(pool, &outcome.live, &mut outcome.removed).await?;
+    references::remove_stale(pool, &journals, &mut outcome.removed).await?;
     Ok(outcome)
 }
 

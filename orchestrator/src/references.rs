@@ -8,15 +8,93 @@
 
 use crate::cleanup::{Removed, destroy_vdi, destroy_vm, disks_of, find_vdi};
 use crate::error::{Context, Error, Kind, Result};
-use crate::journal::{Keep, Reserve, Rotation};
+use crate::journal::{self, Keep, Reserve, Rotation};
 use crate::ownership::is_copy;
 use crate::pool::{Pool, TAG_JOB, TAG_OWNER, TAG_REFERENCE, TAG_STORE};
 use crate::retry::{is_gone, until_free};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::SystemTime;
 use xapi::{Ref, StringMap, Uuid, Vdi, VdiType, Vm};
 
 /// End of a reserved snapshot's name; its beginning is the name of the job that made it.
 const RESERVED_SUFFIX: &str = "-reserved";
+
+/// What kind of object is kept between runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptKind {
+    /// A VDI with the change-tracking metadata of an old snapshot.
+    Reference,
+    /// A whole snapshot of a VM, with its disks.
+    Reserved,
+}
+
+/// Something that an installation keeps in a pool between runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What it is.
+    pub kind: KeptKind,
+    /// Its uuid.
+    pub uuid: String,
+    /// The installation that keeps it.
+    pub owner: String,
+    /// Uuid of the live VDI whose changes a reference lists; of the VM that a reserved snapshot is of.
+    pub of: String,
+    /// Id of the store that holds the base that goes with it.
+    pub store: String,
+    /// The job that made it, where it says so.
+    pub job: Option<String>,
+    /// When the snapshot was taken, by the pool's clock; none where the pool does not say.
+    pub taken: Option<SystemTime>,
+}
+
+/// What all installations keep in a pool, by what it is kept for, oldest first.
+pub fn kept(vms: &BTreeMap<Ref<Vm>, Vm>, vdis: &BTreeMap<Ref<Vdi>, Vdi>) -> Vec<Kept> {
+    let one = |kind, uuid: &Uuid, tags: &StringMap, job: Option<&str>, taken: &str| {
+        (!is_copy(uuid, tags)).then_some(())?;
+        Some(Kept {
+            kind,
+            uuid: uuid.to_string(),
+            owner: tags.get(TAG_OWNER)?.clone(),
+            of: tags.get(TAG_REFERENCE)?.clone(),
+            store: tags.get(TAG_STORE)?.clone(),
+            job: job.map(str::to_owned),
+            taken: xapi::timestamp(taken),
+        })
+    };
+    let references = vdis.values().filter(|vdi| vdi.kind == VdiType::CbtMetadata).filter_map(|vdi| {
+        let job = vdi.other_config.get(TAG_JOB).map(String::as_str);
+        one(KeptKind::Reference, &vdi.uuid, &vdi.other_config, job, &vdi.snapshot_time)
+    });
+    let reserved = vms.values().filter(|vm| is_reserved(vm, vms.get(&vm.snapshot_of))).filter_map(|vm| {
+        one(KeptKind::Reserved, &vm.uuid, &vm.other_config, job_of_reserved(vm), &vm.snapshot_time)
+    });
+    let mut found: Vec<Kept> = references.chain(reserved).collect();
+    found.sort_by(|a, b| (&a.of, a.taken, &a.uuid).cmp(&(&b.of, b.taken, &b.uuid)));
+    found
+}
+
+/// Removes kept objects of this installation. What is not its any more, or not what it was, stays.
+///
+/// # Errors
+/// Where the pool cannot be asked; single objects that resist are listed in `removed`.
+pub async fn release(pool: &Pool, kept: &[&Kept], removed: &mut Removed) -> Result<()> {
+    let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
+    for one in kept {
+        match one.kind {
+            KeptKind::Reference => {
+                removed.note(format!("reference {}", one.uuid), drop_reference(pool, &one.uuid).await);
+            }
+            KeptKind::Reserved => {
+                let ours = reserved_of(&pool.owner, &vms, &one.of, &one.store);
+                for (reference, vm) in ours.into_iter().filter(|(_, vm)| vm.uuid.as_str() == one.uuid) {
+                    remove_reserved(pool, reference, vm, removed).await;
+                }
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Name of the reserved snapshot that a job leaves.
 pub fn reserved_name(job: &str) -> String {
@@ -184,10 +262,15 @@ pub(crate) fn reserved_of<'a>(
 /// Whether a snapshot VM is a reserved one: kind, name and origin, for tags alone are inherited by copies.
 fn is_reserved(vm: &Vm, source: Option<&Vm>) -> bool {
     let of = vm.other_config.get(TAG_REFERENCE);
-    let stem = vm.name_label.strip_prefix("abd-").and_then(|rest| rest.strip_suffix(RESERVED_SUFFIX));
     vm.is_a_snapshot
-        && stem.is_some_and(|job| uuid::Uuid::parse_str(job).is_ok())
+        && job_of_reserved(vm).is_some()
         && of.is_some_and(|of| source.is_none_or(|source| source.uuid.as_str() == of))
+}
+
+/// The job in a reserved snapshot's name.
+fn job_of_reserved(vm: &Vm) -> Option<&str> {
+    let stem = vm.name_label.strip_prefix("abd-").and_then(|rest| rest.strip_suffix(RESERVED_SUFFIX));
+    stem.filter(|job| uuid::Uuid::parse_str(job).is_ok())
 }
 
 async fn remove_reserved(pool: &Pool, reference: &Ref<Vm>, vm: &Vm, removed: &mut Removed) {
@@ -209,37 +292,55 @@ async fn remove_reserved(pool: &Pool, reference: &Ref<Vm>, vm: &Vm, removed: &mu
 }
 
 /// Removes this installation's references whose VM or disk is gone, for nothing can be listed from them any more, and
-/// what an interrupted rotation left of one. Disks of the jobs in `live` are not looked at.
+/// what an interrupted rotation left of one.
+///
+/// A job of another process may start or end meanwhile. Its journal is there before its first disk, so a disk that is
+/// seen and whose job has no journal afterwards belongs to none that runs; and what the disk is then is asked again,
+/// because a job that ended in between has made it what it is to be.
 ///
 /// # Errors
 /// Where the pool cannot be asked; single objects that resist are listed in `removed`.
-pub async fn remove_stale(pool: &Pool, live: &[String], removed: &mut Removed) -> Result<()> {
+pub async fn remove_stale(pool: &Pool, journals: &Path, removed: &mut Removed) -> Result<()> {
     let vms = pool.client.get_all_records::<Vm>().await.context(|| "list VMs".into())?;
     let present: BTreeSet<&str> = vms.values().map(|vm| vm.uuid.as_str()).collect();
+    let is_free = |job: Option<&str>| job.is_none_or(|job| !journal::path(journals, job).exists());
     for (reference, vm) in &vms {
         if is_reserved(vm, vms.get(&vm.snapshot_of))
             && is_stale(&pool.owner, &vm.uuid, &vm.other_config, &present)
+            && is_free(job_of_reserved(vm))
         {
             remove_reserved(pool, reference, vm, removed).await;
         }
     }
     let vdis = pool.client.get_all_records::<Vdi>().await.context(|| "list VDIs".into())?;
     let present: BTreeSet<&str> = vdis.values().map(|vdi| vdi.uuid.as_str()).collect();
-    for vdi in vdis.values() {
-        let of_live_job = vdi.other_config.get(TAG_JOB).is_some_and(|job| live.contains(job));
-        let what = match () {
-            () if of_live_job => continue,
-            () if vdi.kind == VdiType::CbtMetadata
-                && is_stale(&pool.owner, &vdi.uuid, &vdi.other_config, &present) =>
-            {
-                "reference of a disk that is gone"
-            }
-            () if is_unfinished(&pool.owner, vdi) => "unfinished reference",
-            () => continue,
-        };
-        removed.note(format!("{what} {}", vdi.uuid), destroy_vdi(pool, vdi.uuid.as_str()).await);
+    for (reference, vdi) in &vdis {
+        if removable(&pool.owner, vdi, &present).is_none() || !is_free(job_of_vdi(vdi)) {
+            continue;
+        }
+        let now = crate::removal::present(pool.client.get_record::<Vdi>(reference).await);
+        let Some(now) = now.context(|| format!("look at VDI {}", vdi.uuid))? else { continue };
+        if let Some(what) = removable(&pool.owner, &now, &present) {
+            removed.note(format!("{what} {}", now.uuid), destroy_vdi(pool, now.uuid.as_str()).await);
+        }
     }
     Ok(())
+}
+
+/// The job that a VDI names, where that can be the name of a journal.
+fn job_of_vdi(vdi: &Vdi) -> Option<&str> {
+    let job = vdi.other_config.get(TAG_JOB).map(String::as_str);
+    job.filter(|job| uuid::Uuid::parse_str(job).is_ok())
+}
+
+/// What a VDI is, if it is a reference of ours that is good for nothing, and no job is at work on it.
+fn removable(owner: &str, vdi: &Vdi, present: &BTreeSet<&str>) -> Option<&'static str> {
+    let is_stale = || is_stale(owner, &vdi.uuid, &vdi.other_config, present);
+    match () {
+        () if vdi.kind == VdiType::CbtMetadata && is_stale() => Some("reference of a disk that is gone"),
+        () if is_unfinished(owner, vdi) => Some("unfinished reference"),
+        () => None,
+    }
 }
 
 /// Whether tags are those of a reference of ours to something that is not there any more.
@@ -288,6 +389,53 @@ mod tests {
         assert!(!is_reserved(&Vm { name_label: "before the update".into(), ..reserved() }, None));
         assert!(!is_reserved(&Vm { name_label: "abd-mine-reserved".into(), ..reserved() }, None));
         assert!(!is_reserved(&Vm { other_config: StringMap::new(), ..reserved() }, None));
+    }
+
+    #[test]
+    fn what_is_kept_is_told_with_its_owner_and_its_time_and_copies_are_not() {
+        let tags = |owner: &str, of: &str| {
+            StringMap::from([
+                (TAG_OWNER.into(), owner.into()),
+                (TAG_REFERENCE.into(), of.into()),
+                (TAG_STORE.into(), "store".into()),
+                (TAG_JOB.into(), JOB.into()),
+            ])
+        };
+        let vdi = |uuid: &str, kind, other_config| Vdi {
+            uuid: uuid.parse().expect("uuid"),
+            kind,
+            other_config,
+            snapshot_time: "20250102T03:04:05Z".into(),
+            ..Vdi::default()
+        };
+        let mut copied = tags("me", "disk");
+        copied.insert(TAG_SELF.into(), VM.into());
+        let vdis = [
+            vdi(VM, VdiType::CbtMetadata, tags("me", "disk")),
+            vdi("11111111-1111-4111-8111-111111111112", VdiType::CbtMetadata, tags("you", "disk")),
+            vdi("11111111-1111-4111-8111-111111111113", VdiType::CbtMetadata, copied),
+            vdi("11111111-1111-4111-8111-111111111114", VdiType::User, tags("me", "disk")),
+            vdi("11111111-1111-4111-8111-111111111115", VdiType::CbtMetadata, StringMap::new()),
+        ];
+        let vdis = vdis.into_iter().enumerate();
+        let vdis = vdis.map(|(at, vdi)| (Ref::from_opaque(format!("OpaqueRef:{at}")), vdi)).collect();
+        let mut snapshot = reserved();
+        snapshot.other_config.extend([(TAG_OWNER.into(), "me".into()), (TAG_STORE.into(), "store".into())]);
+        snapshot.snapshot_time = "19700101T00:00:00Z".into();
+        let vms = [(Ref::from_opaque("OpaqueRef:s"), snapshot)].into();
+        let found = kept(&vms, &vdis);
+        let short: Vec<_> = found.iter().map(|one| (one.kind, one.owner.as_str(), one.of.as_str())).collect();
+        assert_eq!(
+            short,
+            [
+                (KeptKind::Reserved, "me", VM),
+                (KeptKind::Reference, "me", "disk"),
+                (KeptKind::Reference, "you", "disk"),
+            ]
+        );
+        assert_eq!(found[0].job.as_deref(), Some(JOB), "from its name");
+        assert_eq!(found[0].taken, None, "the epoch is no time");
+        assert!(found[1].taken.is_some() && found[1].job.as_deref() == Some(JOB));
     }
 
     #[test]

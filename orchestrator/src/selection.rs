@@ -1,7 +1,7 @@
 //! Which VMs a run backs up, and with which options: the job file's terms against the pools' lists of VMs.
 //!
-//! Pure: the lists come in, the choice goes out. Promises: what a term does not find is said; every VM is chosen
-//! once, in the order of the terms that name it.
+//! Pure: the lists come in, the choice goes out. Promises: what a term does not find is said, and is a failure where the
+//! term means one VM; every VM is chosen once, in the order of the terms that name it.
 
 use crate::error::{Error, Kind, Result};
 use crate::spec::{JobOptions, Override, RunSpec, Selection};
@@ -44,19 +44,33 @@ pub struct Choice {
     pub overrides: Vec<usize>,
 }
 
+/// A VM that is named, by name or uuid, and is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The name or uuid.
+    pub name: String,
+    /// Whether that is a uuid.
+    pub is_uuid: bool,
+    /// That it is not there, as a sentence.
+    pub message: String,
+}
+
 /// What comes of a selection.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chosen {
     /// The VMs, in the order in which their jobs are queued.
     pub choices: Vec<Choice>,
-    /// Terms that found nothing, or more than they seem to mean.
+    /// VMs that are to be backed up and are not there, each once. None where the selection is strict.
+    pub missing: Vec<Missing>,
+    /// Patterns and tags that found nothing, and names that found more than they seem to mean.
     pub warnings: Vec<String>,
 }
 
 /// How strictly a selection's terms are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strictness {
-    /// A term that finds nothing is a warning: VMs come and go, and the others are backed up all the same.
+    /// A term that finds nothing keeps no other VM from being backed up. A pattern or a tag that does is a warning,
+    /// because VMs come and go; a VM that is named and not there is told as one whose backup failed.
     Lenient,
     /// Every name must mean one VM: a person is there to say it better.
     Strict,
@@ -84,6 +98,16 @@ impl Term<'_> {
             Term::Name(pattern) => pattern.is_plain(),
             Term::Uuid(_) => true,
             Term::Tag(_) => false,
+        }
+    }
+
+    /// Whether a selection names the VM that this means, which is not there.
+    fn is_named_by(&self, selection: &Selection) -> bool {
+        let text = self.text();
+        match self {
+            Term::Name(_) => selection.names.iter().any(|pattern| pattern.matches(&text)),
+            Term::Uuid(_) => selection.uuids.contains(&text),
+            Term::Tag(_) => selection.tags.contains(&text),
         }
     }
 
@@ -119,7 +143,7 @@ fn names_it(selection: &Selection, vm: &Candidate<'_>) -> bool {
 /// Chooses. `adjust` is what the command line adds to the options of every job.
 ///
 /// # Errors
-/// [`Kind::NothingDone`] where no VM is chosen, [`Kind::NotFound`] for a strict term that does not mean one VM,
+/// [`Kind::NothingDone`] where no VM is chosen and none is missing, [`Kind::NotFound`] for a strict term that does not mean one VM,
 /// [`Kind::Usage`] where the options of a VM contradict each other.
 pub fn choose(
     spec: &RunSpec,
@@ -130,7 +154,7 @@ pub fn choose(
     let mut chosen = Chosen::default();
     for term in terms(&spec.select) {
         let mut found: Vec<usize> = (0..vms.len()).filter(|at| term.matches(&vms[*at])).collect();
-        check_term(&term, &found, vms, strictness, &mut chosen.warnings)?;
+        check_term(&term, &found, vms, strictness, &spec.exclude, &mut chosen)?;
         found.sort_by_key(|at| (vms[*at].name, vms[*at].uuid));
         for index in found {
             let known = chosen.choices.iter().any(|choice| choice.index == index);
@@ -151,7 +175,7 @@ pub fn choose(
                 .push(format!("the [[vm]] at line {} names none of the VMs that are backed up", one.line));
         }
     }
-    if chosen.choices.is_empty() {
+    if chosen.choices.is_empty() && chosen.missing.is_empty() {
         let why = match chosen.warnings.is_empty() {
             true => "every VM that is selected is excluded too".to_owned(),
             false => chosen.warnings.join("; "),
@@ -162,18 +186,43 @@ pub fn choose(
     Ok(chosen)
 }
 
+/// A selection whose run would fail for VMs that are not there ends as it would.
+///
+/// # Errors
+/// [`Kind::NotFound`] saying the first and counting the others.
+pub fn refuse_missing(chosen: &Chosen) -> Result<()> {
+    let Some(first) = chosen.missing.first() else { return Ok(()) };
+    let message = match chosen.missing.len() {
+        1 => first.message.clone(),
+        count => format!("{} (and {} more)", first.message, count - 1),
+    };
+    Err(Error::new(Kind::NotFound, message)
+        .remedy("correct the job file, or take it out; `xe vm-list` or XenCenter shows the names"))
+}
+
 fn check_term(
     term: &Term<'_>,
     found: &[usize],
     vms: &[Candidate<'_>],
     strictness: Strictness,
-    warnings: &mut Vec<String>,
+    exclude: &Selection,
+    chosen: &mut Chosen,
 ) -> Result<()> {
     match (found, strictness) {
         ([], Strictness::Strict) => Err(Error::new(Kind::NotFound, term.nothing())
             .remedy("give its name or uuid as `xe vm-list` or XenCenter shows it")),
         ([], Strictness::Lenient) => {
-            warnings.push(term.nothing());
+            let missing = Missing {
+                name: term.text(),
+                is_uuid: matches!(term, Term::Uuid(_)),
+                message: term.nothing(),
+            };
+            // One that is excluded as well was never to be backed up.
+            if !term.is_single() || term.is_named_by(exclude) {
+                chosen.warnings.push(missing.message);
+            } else if !chosen.missing.contains(&missing) {
+                chosen.missing.push(missing);
+            }
             Ok(())
         }
         ([_, _, ..], Strictness::Strict) if term.is_single() => {
@@ -183,7 +232,7 @@ fn check_term(
                 .remedy(format!("name one by its uuid: {}", uuids.join(", "))))
         }
         ([_, _, ..], Strictness::Lenient) if term.is_single() => {
-            warnings.push(format!(
+            chosen.warnings.push(format!(
                 "{} VMs are named '{}': all of them are backed up",
                 found.len(),
                 term.text()
@@ -263,7 +312,6 @@ mod tests {
         assert_eq!(
             chosen.warnings,
             [
-                "no VM is named 'mail'",
                 "no VM's name matches 'ftp*'",
                 "2 VMs are named 'db01': all of them are backed up",
                 "no VM has the tag 'gold'",
@@ -274,10 +322,27 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_is_named_and_not_there_is_missing_and_no_warning() {
+        let uuid = "00000000-0000-4000-8000-00000000000f";
+        let text = format!(
+            "select.names = [\"web01\", \"mail\", \"mail\", \"ftp\", \"old\"]\nselect.uuids = \"{uuid}\"\n\
+             exclude.names = [\"o*\"]"
+        );
+        let (found, chosen) = run(&text, Strictness::Lenient).expect("the others");
+        assert_eq!(found, ["web01/1"]);
+        let missing: Vec<_> = chosen.missing.iter().map(|one| (one.name.as_str(), one.is_uuid)).collect();
+        assert_eq!(missing, [("mail", false), ("ftp", false), (uuid, true)]);
+        assert_eq!(chosen.missing[0].message, "no VM is named 'mail'");
+        assert_eq!(chosen.warnings, ["no VM is named 'old'"], "it is excluded as well");
+        let (found, chosen) = run("select.names = \"mail\"", Strictness::Lenient).expect("nothing else");
+        assert_eq!((found.len(), chosen.missing.len()), (0, 1));
+    }
+
+    #[test]
     fn a_run_that_finds_nothing_at_all_is_an_error_of_its_own() {
-        let error = run("select.names = \"mail\"", Strictness::Lenient).expect_err("nothing");
+        let error = run("select.names = \"mail*\"", Strictness::Lenient).expect_err("nothing");
         assert_eq!(error.kind(), Kind::NothingDone);
-        assert!(error.chain().contains("no VM is named 'mail'"), "{}", error.chain());
+        assert!(error.chain().contains("no VM's name matches 'mail*'"), "{}", error.chain());
         let error = run("select.names = \"web01\"\nexclude.names = \"web*\"", Strictness::Lenient);
         let error = error.expect_err("nothing");
         assert!(error.chain().contains("excluded too"), "{}", error.chain());

@@ -1,6 +1,6 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, jobs, plan, pools, run, templates};
+use super::{Command, Session, jobs, plan, pools, release, run, templates};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -37,6 +37,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
                 .map_err(|error| Error::new(Kind::Failed, "the check was stopped").because(error))?
         }
         Command::Reconcile { pool } => reconcile_command(session, pool.as_deref()).await,
+        Command::Release(args) => release::run(session, args).await,
         Command::Doctor { vms, pool, strict } => {
             let pools = match pool {
                 Some(name) => vec![session.state.pool(Some(&name))?],

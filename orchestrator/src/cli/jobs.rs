@@ -39,31 +39,44 @@ pub(super) async fn open_store(session: &Session, directory: &Path, create: bool
     Ok(store)
 }
 
-/// Connects to a pool and starts the store's service for its delegates: what jobs in it need.
+/// What earlier jobs left in a pool.
+#[derive(Debug, Default)]
+pub(super) struct Residue {
+    /// Whether something is still there that could not be removed.
+    pub is_there: bool,
+    /// What was told about it.
+    pub warnings: Vec<String>,
+}
+
+/// Connects to a pool, removes what dead jobs left in it, and starts the store's service for its delegates: what jobs in it need.
 pub(super) async fn enter_pool(
     session: &Session,
     config: PoolConfig,
     store: Arc<ads::Store>,
     identity: &Identity,
     cancel: watch::Receiver<bool>,
-) -> Result<Run> {
+) -> Result<(Run, Residue)> {
     let pool = Pool::connect(&session.state, config).await?;
-    match prepare_with(session, &pool, store).await {
-        Ok((templates, network, service, url)) => Ok(Run {
-            id: identity.run.clone(),
-            pool,
-            store: service.1,
-            service: service.0,
-            templates,
-            network: network.0,
-            network_mtu: u32::try_from(network.1.mtu).unwrap_or(DEFAULT_MTU),
-            url,
-            journals: session.state.journal_directory(),
-            report: session.report.clone(),
-            cancel,
-            name: identity.name.clone(),
-            pack_size: DEFAULT_PACK_SIZE,
-        }),
+    let residue = clean_up_after_dead_jobs(session, &pool).await;
+    match prepare_with(&pool, store).await {
+        Ok((templates, network, service, url)) => {
+            let run = Run {
+                id: identity.run.clone(),
+                pool,
+                store: service.1,
+                service: service.0,
+                templates,
+                network: network.0,
+                network_mtu: u32::try_from(network.1.mtu).unwrap_or(DEFAULT_MTU),
+                url,
+                journals: session.state.journal_directory(),
+                report: session.report.clone(),
+                cancel,
+                name: identity.name.clone(),
+                pack_size: DEFAULT_PACK_SIZE,
+            };
+            Ok((run, residue))
+        }
         Err(error) => {
             pool.close().await;
             Err(error)
@@ -74,8 +87,7 @@ pub(super) async fn enter_pool(
 type Prepared =
     (Vec<template::TemplateAt>, (Ref<xapi::Network>, xapi::Network), (ads::Service, Arc<ads::Store>), String);
 
-async fn prepare_with(session: &Session, pool: &Pool, store: Arc<ads::Store>) -> Result<Prepared> {
-    clean_up_after_dead_jobs(session, pool).await;
+async fn prepare_with(pool: &Pool, store: Arc<ads::Store>) -> Result<Prepared> {
     let templates = template::usable(pool).await?;
     let network = pool.delegate_network().await?;
     let listen = pool.config.listen.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
@@ -92,8 +104,12 @@ async fn prepare_with(session: &Session, pool: &Pool, store: Arc<ads::Store>) ->
 }
 
 /// Removes what dead jobs left in the pool before new ones start. What resists does not keep them from running.
-async fn clean_up_after_dead_jobs(session: &Session, pool: &Pool) {
-    let warn = |message| session.report.event(&Event::Warning { job: None, message });
+async fn clean_up_after_dead_jobs(session: &Session, pool: &Pool) -> Residue {
+    let mut residue = Residue::default();
+    let mut warn = |message: String| {
+        session.report.event(&Event::Warning { job: None, message: message.clone() });
+        residue.warnings.push(message);
+    };
     match crate::reconcile::run(&session.state, pool).await {
         Ok(outcome) => {
             let (jobs, removed) = (outcome.jobs.len(), outcome.removed);
@@ -102,12 +118,15 @@ async fn clean_up_after_dead_jobs(session: &Session, pool: &Pool) {
                     format!("cleaned up after {jobs} dead jobs: {} objects removed", removed.objects.len());
                 session.report.event(&Event::Note { message });
             }
-            for leftover in removed.leftovers {
-                warn(format!("still in the pool: {leftover}"));
+            let name = &pool.config.name;
+            for leftover in &removed.leftovers {
+                warn(format!("still in pool '{name}', of an earlier job: {leftover}"));
             }
+            residue.is_there = !removed.leftovers.is_empty();
         }
         Err(error) => warn(format!("cannot clean up after dead jobs: {}", error.chain())),
     }
+    residue
 }
 
 /// Turns true at the first SIGINT or SIGTERM. The second ends the process at once; the journal stays whole.
@@ -142,7 +161,7 @@ pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> 
     let config = session.state.pool(args.pool.as_deref())?;
     let store = open_store(session, &session.store, false).await?;
     let identity = Identity { run: uuid::Uuid::new_v4().to_string(), name: None };
-    let run = enter_pool(session, config, store, &identity, watch_signals()).await?;
+    let (run, _) = enter_pool(session, config, store, &identity, watch_signals()).await?;
     let result = async {
         let (store, id) = (run.store.clone(), args.point.clone());
         let found = move || Ok((store.find_point(&id)?, catalog::Doubts::of(&store.points()?.points)));

@@ -5,6 +5,7 @@ mod jobs;
 mod options;
 mod plan;
 mod pools;
+mod release;
 mod run;
 mod templates;
 mod work;
@@ -120,6 +121,14 @@ enum Command {
         #[arg(long)]
         pool: Option<String>,
     },
+    /// Let go of what is kept in the pools between runs for VMs that are not backed up any more.
+    ///
+    /// Removes the references and reserved snapshots of this installation, after showing them. Restore points stay;
+    /// the next backup of such a VM reads everything. `abd doctor` says how many there are.
+    #[command(
+        after_help = "Example:\n  abd release web01\n  abd release --all --pool dc1 --yes\n  abd --json release --all | jq '.kept[]'"
+    )]
+    Release(ReleaseArgs),
     /// Look for what would keep jobs from working. Changes nothing.
     ///
     /// Looks at this machine, the store and each pool, and says of every VM what keeps it from being backed up, or of
@@ -150,10 +159,13 @@ enum PoolCommand {
     #[command(after_help = "Example:\n  abd pool list")]
     List,
     /// Forget a pool. Nothing in it is changed.
-    #[command(after_help = "Example:\n  abd pool remove dc1")]
+    #[command(after_help = "Example:\n  abd release --all --pool dc1\n  abd pool remove dc1")]
     Remove {
         /// The pool's name.
         name: String,
+        /// Forget it even though references or reserved snapshots of ours are in it.
+        #[arg(long)]
+        keep_references: bool,
     },
 }
 
@@ -289,6 +301,22 @@ struct PlanArgs {
 }
 
 #[derive(Debug, Args)]
+struct ReleaseArgs {
+    /// VMs by name or uuid, also such as are gone; or disks or references by uuid.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    vms: Vec<String>,
+    /// Everything that is kept.
+    #[arg(long)]
+    all: bool,
+    /// Only in this pool.
+    #[arg(long)]
+    pool: Option<String>,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
 struct RestoreArgs {
     /// The restore point's id, or the beginning of it.
     point: String,
@@ -317,6 +345,19 @@ struct Session {
 
 async fn connect(session: &Session, name: Option<&str>) -> Result<Pool> {
     Pool::connect(&session.state, session.state.pool(name)?).await
+}
+
+/// Asks a person at a terminal; nobody there means no.
+fn confirm(session: &Session, question: &str) -> Result<bool> {
+    if session.json || !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    let failed = |error| Error::new(Kind::Usage, "cannot ask").because(error);
+    eprint!("{question}");
+    std::io::stderr().flush().map_err(failed)?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// A storage repository by name or uuid, or the pool's default.

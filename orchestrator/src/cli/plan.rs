@@ -31,12 +31,14 @@ pub(super) async fn run(session: &Session, args: PlanArgs) -> Result<()> {
         let (pool, reference, record) = places[choice.index];
         plans.push(plan::of_vm(&pools[pool], &past, reference, record, &choice.options));
     }
-    let answer = json!({"run": spec.name, "warnings": chosen.warnings, "plans": plans});
+    let missing: Vec<_> = chosen.missing.iter().map(|one| &one.name).collect();
+    let answer = json!({"run": spec.name, "warnings": chosen.warnings, "missing": missing, "plans": plans});
     session.report.answer(&answer, || {
         let warnings = chosen.warnings.iter().map(|warning| format!("warning: {warning}\n"));
         format!("{}{}", warnings.collect::<String>(), plan::text(&plans))
     });
-    conclude(&plans)
+    conclude(&plans)?;
+    crate::selection::refuse_missing(&chosen)
 }
 
 /// Reads the pools in sessions that cannot change anything.

@@ -3,7 +3,7 @@
 use super::{PoolAddArgs, PoolCommand, Session};
 use crate::config::PoolConfig;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pool::{connect_with, parse_endpoint, pem_to_der};
+use crate::pool::{Pool, connect_with, parse_endpoint, pem_to_der};
 use crate::reconcile;
 use crate::report::table;
 use serde_json::json;
@@ -18,7 +18,7 @@ pub(super) async fn run(session: &Session, command: PoolCommand) -> Result<()> {
     match command {
         PoolCommand::Add(args) => pool_add(session, args).await,
         PoolCommand::List => pool_list(session),
-        PoolCommand::Remove { name } => pool_remove(session, &name),
+        PoolCommand::Remove { name, keep_references } => pool_remove(session, &name, keep_references).await,
     }
 }
 
@@ -154,7 +154,7 @@ fn pool_list(session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn pool_remove(session: &Session, name: &str) -> Result<()> {
+async fn pool_remove(session: &Session, name: &str, keep_references: bool) -> Result<()> {
     let config = session.state.pool(Some(name))?;
     let (live, dead) = crate::journal::scan(&session.state.journal_directory())?;
     let dead = dead.iter().filter(|journal| reconcile::belongs_to(journal, &config.uuid)).count();
@@ -165,9 +165,35 @@ fn pool_remove(session: &Session, name: &str) -> Result<()> {
             Error::new(Kind::Leftovers, message).remedy("wait for the jobs and run `abd reconcile` first")
         );
     }
+    let kept = count_kept(session, config).await;
+    if let Ok(count) = kept
+        && count > 0
+        && !keep_references
+    {
+        let message = format!("{count} references and reserved snapshots of ours are in pool '{name}'");
+        return Err(Error::new(Kind::Leftovers, message).remedy(format!(
+            "remove them first: abd release --all --pool {name}; or leave them there with --keep-references"
+        )));
+    }
     let mut pools = session.state.pools()?;
     pools.retain(|pool| pool.name != name);
     session.state.save_pools(pools)?;
-    session.report.answer(&json!({"removed": name}), || format!("pool '{name}' forgotten"));
+    let value = json!({"removed": name, "references": kept.as_ref().ok()});
+    session.report.answer(&value, || match &kept {
+        Ok(0) => format!("pool '{name}' forgotten"),
+        Ok(count) => format!("pool '{name}' forgotten; {count} references and reserved snapshots stay in it"),
+        Err(error) => format!(
+            "pool '{name}' forgotten; references and reserved snapshots may remain in it, for it cannot be asked: {}",
+            error.chain()
+        ),
+    });
     Ok(())
+}
+
+/// How many references and reserved snapshots of ours are in a pool.
+async fn count_kept(session: &Session, config: PoolConfig) -> Result<usize> {
+    let pool = Pool::connect_read_only(&session.state, config).await?;
+    let found = crate::release::look(&pool, &[]).await;
+    pool.close().await;
+    Ok(found?.len())
 }

@@ -162,7 +162,9 @@ async fn execute(session: &Session, plan: Plan) -> Result<()> {
     summary.warnings = warnings;
     summary.ended = stamp(&now());
     summary.elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    finish(session, &plan, summary, worked.failure, *cancel.borrow(), &environment).await
+    let whole =
+        Whole { is_stopped: *cancel.borrow(), has_old_leftovers: worked.has_old_leftovers, failure: None };
+    finish(session, &plan, summary, worked.failure, whole, &environment).await
 }
 
 /// Writes the summary, runs the last hook, prints, and gives the run's result for the exit code.
@@ -171,14 +173,14 @@ async fn finish(
     plan: &Plan,
     mut summary: RunSummary,
     mut failure: Option<Error>,
-    is_stopped: bool,
+    around: Whole,
     environment: &Environment,
 ) -> Result<()> {
     let whole = |failure: &Option<Error>| Whole {
-        is_stopped,
         failure: failure
             .as_ref()
             .map(|error| (error.kind(), error.chain(), error.remedy_text().map(str::to_owned))),
+        ..around.clone()
     };
     summary = summary.concluded(whole(&failure));
     let mut later = write_files(&plan.spec.run, &summary).err();
@@ -238,6 +240,11 @@ fn conclusion(kind: Kind, summary: &RunSummary) -> Error {
             error("an audit failed: earlier restore points are in doubt, the new ones are whole".into())
                 .remedy("see `abd list`, which marks them")
         }
+        Kind::Leftovers if counts.leftovers == 0 => error(format!(
+            "all {} jobs did their work, something of earlier jobs is still in the pool",
+            counts.selected
+        ))
+        .remedy("the warnings name it; see in XenCenter what holds it, then run `abd reconcile`"),
         Kind::Leftovers => error(format!(
             "all {} jobs did their work, {} left something in the pool",
             counts.selected, counts.leftovers
@@ -346,6 +353,7 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
         .collect();
     let value = json!({
         "run": plan.spec.name, "warnings": chosen.warnings,
+        "missing": chosen.missing.iter().map(|one| &one.name).collect::<Vec<_>>(),
         "vms": rows.iter().map(|(record, pool, by, lines)| json!({
             "vm": record.name_label, "uuid": record.uuid.as_str(), "pool": pool, "selected_by": by,
             "overrides_at_lines": lines.iter().filter_map(|line| line.parse::<u64>().ok()).collect::<Vec<_>>(),
@@ -363,7 +371,7 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
         }
         format!("{text}\n{} VMs would be backed up; nothing was changed", rows.len())
     });
-    Ok(())
+    crate::selection::refuse_missing(&chosen)
 }
 
 /// Prints every key of a job file.

@@ -10,7 +10,7 @@ use crate::preflight::{self, Facts, Finding, Level};
 use crate::queue::Needs;
 use crate::report::Event;
 use crate::schedule::{self, Again, Ends, Fate, Frame, Task, Try};
-use crate::selection::{Candidate, Choice, Strictness, choose};
+use crate::selection::{Candidate, Choice, Missing, Strictness, choose};
 use crate::spec::RunSpec;
 use crate::summary::VmSummary;
 use jiff::Zoned;
@@ -48,6 +48,8 @@ pub(super) struct Worked {
     pub pools: Vec<String>,
     pub vms: Vec<VmSummary>,
     pub warnings: Vec<String>,
+    /// Whether something of earlier jobs is still in a pool; the warnings name it.
+    pub has_old_leftovers: bool,
     /// What failed that is no job. Other pools' jobs ran all the same.
     pub failure: Option<Error>,
 }
@@ -87,7 +89,10 @@ pub(super) async fn work(session: &Session, work: Work<'_>) -> Worked {
     let runs: Vec<_> = entered.iter().map(|one| one.run.clone()).collect();
     worked.pools = runs.iter().map(|run| run.pool.config.name.clone()).collect();
     match plan(session, &work, entered, &mut worked) {
-        Ok((subjects, tasks)) => run_tasks(session, &work, &stop, subjects, &tasks, &mut worked).await,
+        Ok(Planned { subjects, tasks, missing }) => {
+            run_tasks(session, &work, &stop, subjects, &tasks, &mut worked).await;
+            worked.vms.extend(missing);
+        }
         Err(error) => worked.fail(&session.report, error),
     }
     for run in runs {
@@ -113,7 +118,11 @@ async fn enter_pools(
     for config in configs {
         let name = config.name.clone();
         let run = match enter_pool(session, config, store.clone(), &work.identity, stopped.clone()).await {
-            Ok(run) => Arc::new(run),
+            Ok((run, residue)) => {
+                worked.has_old_leftovers |= residue.is_there;
+                worked.warnings.extend(residue.warnings);
+                Arc::new(run)
+            }
             Err(error) => {
                 worked.fail(&session.report, error);
                 continue;
@@ -155,18 +164,20 @@ async fn check_pool(session: &Session, run: &Run, work: &Work<'_>) -> Result<(Fa
     Ok((facts, findings))
 }
 
-fn plan(
-    session: &Session,
-    work: &Work<'_>,
-    entered: Vec<Entered>,
-    worked: &mut Worked,
-) -> Result<(Vec<Rc<Subject>>, Vec<Task>)> {
+/// The jobs of a run, each as what it does and what it needs, and the rows of VMs that are named and not there.
+struct Planned {
+    subjects: Vec<Rc<Subject>>,
+    tasks: Vec<Task>,
+    missing: Vec<VmSummary>,
+}
+
+fn plan(session: &Session, work: &Work<'_>, entered: Vec<Entered>, worked: &mut Worked) -> Result<Planned> {
     let pools: Vec<_> = entered.iter().map(|one| (one.run.pool.config.name.as_str(), &one.facts)).collect();
     let (places, chosen) = select(&pools, work.spec, work.strictness, work.flags)?;
     for message in &chosen.warnings {
         session.report.event(&Event::Warning { job: None, message: message.clone() });
     }
-    worked.warnings.extend(chosen.warnings);
+    worked.warnings.extend(chosen.warnings.iter().cloned());
     let locks = session.state.lock_directory();
     let mut subjects = Vec::new();
     let mut tasks = Vec::new();
@@ -187,7 +198,35 @@ fn plan(
             what: work.what.to_owned(),
         }));
     }
-    Ok((subjects, tasks))
+    let missing =
+        chosen.missing.iter().map(|one| missing_row(session, one, &worked.pools, worked.failure.as_ref()));
+    Ok(Planned { subjects, tasks, missing: missing.collect() })
+}
+
+/// The row of a VM that is named and not there. Where a pool could not be entered it may be in that one, and what kept
+/// us out is why there is no restore point.
+fn missing_row(session: &Session, one: &Missing, pools: &[String], failure: Option<&Error>) -> VmSummary {
+    let error = match failure {
+        None => Error::new(Kind::NotFound, one.message.clone())
+            .remedy("correct the job file, or take it out; `xe vm-list` or XenCenter shows the names"),
+        Some(failure) => {
+            Error::new(failure.kind(), format!("{} in the pools that could be entered", one.message))
+        }
+    };
+    session.report.event(&Event::JobFailed {
+        job: String::new(),
+        subject: one.name.clone(),
+        code: None,
+        error: error.chain(),
+        remedy: error.remedy_text().map(str::to_owned),
+        leftovers: Vec::new(),
+    });
+    VmSummary {
+        vm: one.name.clone(),
+        uuid: if one.is_uuid { one.name.clone() } else { String::new() },
+        pool: if pools.len() == 1 && failure.is_none() { pools[0].clone() } else { String::new() },
+        ..VmSummary::failed(&error)
+    }
 }
 
 /// Chooses among the VMs of all pools.

@@ -140,7 +140,7 @@ impl Job<'_> {
         if reserve && reserved.is_none() {
             // An audit that failed left nothing worth reserving.
             if let Err(error) = self.remove_snapshot(&snapshot.uuid).await {
-                self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
+                self.leave(error.chain());
                 tidied = Tidied::Partly;
             }
         }
@@ -284,7 +284,7 @@ impl Job<'_> {
         let mut removed = Removed::default();
         references::rotate(pool, &self.id, &rotations, reserve.as_ref(), &mut removed).await;
         for leftover in removed.leftovers {
-            self.warn(format!("not removed, run `abd reconcile`: {leftover}"));
+            self.leave(leftover);
             tidied = Tidied::Partly;
         }
         tidied

@@ -166,6 +166,8 @@ struct Job<'a> {
     seed: u64,
     journal: Journal,
     warnings: Mutex<Vec<String>>,
+    /// What the job could not remove although its work is done.
+    left: Mutex<Vec<String>>,
 }
 
 impl<'a> Job<'a> {
@@ -184,7 +186,17 @@ impl<'a> Job<'a> {
         let (seed, _) = uuid.as_u64_pair();
         let warnings = Mutex::default();
         let pool = run.pool.for_job(&id);
-        Ok(Self { run, pool, id, subject: subject.to_owned(), options, seed, journal, warnings })
+        Ok(Self {
+            run,
+            pool,
+            id,
+            subject: subject.to_owned(),
+            options,
+            seed,
+            journal,
+            warnings,
+            left: Mutex::default(),
+        })
     }
 
     fn step(&self, step: &str) {
@@ -200,6 +212,12 @@ impl<'a> Job<'a> {
         tracing::warn!(job = %self.id, "{message}");
         self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(message.clone());
         self.run.report.event(&Event::Warning { job: Some(self.id.clone()), message });
+    }
+
+    /// Notes what stays in the pool for `abd reconcile`.
+    fn leave(&self, object: String) {
+        self.warn(format!("not removed, run `abd reconcile`: {object}"));
+        self.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(object);
     }
 
     fn check_cancelled(&self) -> Result<()> {
@@ -256,7 +274,12 @@ impl<'a> Job<'a> {
     /// The end of a job whose work is done and whose journal stays for `reconcile`.
     fn left_something(self, summary: JobSummary) -> JobResult {
         let end = if summary.alarms.is_empty() { End::Leftovers } else { End::Alarm };
-        JobResult { summary: Some(summary), ..self.result(end) }
+        let mut leftovers =
+            std::mem::take(&mut *self.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        if leftovers.is_empty() {
+            leftovers.push("something of this job; the warnings name it".into());
+        }
+        JobResult { summary: Some(summary), leftovers, ..self.result(end) }
     }
 
     /// Removes what a failed job made and reports it.

@@ -103,6 +103,12 @@ codes! {
     Leftovers = "leftovers",
     /// References that nothing can be listed from.
     StaleReferences = "stale-references",
+    /// What this installation keeps between runs.
+    References = "references",
+    /// References that no job renews any more.
+    IdleReferences = "idle-references",
+    /// Reserved snapshots on storage where they take the room of whole disks.
+    ReservedSpace = "reserved-space",
     /// Objects of another installation.
     ForeignObjects = "foreign-objects",
     // A VM.

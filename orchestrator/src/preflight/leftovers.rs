@@ -102,7 +102,7 @@ fn stale_references(facts: &Facts) -> Vec<String> {
     gone.map(|vdi| vdi.uuid.to_string()).collect()
 }
 
-fn list(objects: &[String]) -> String {
+pub(super) fn list(objects: &[String]) -> String {
     let named = objects.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     match objects.len().saturating_sub(NAMED) {
         0 => named,

@@ -16,6 +16,7 @@ mod hosts;
 mod leftovers;
 mod network;
 mod permissions;
+mod references;
 #[cfg(test)]
 pub(crate) mod sample;
 mod space;
@@ -56,6 +57,7 @@ pub fn check_pool(facts: &Facts, options: &JobOptions, now: SystemTime) -> Vec<F
         trust::check_clock(facts),
         trust::check_certificates(facts, now),
         leftovers::check(facts),
+        references::check(facts, now),
     ];
     labelled(facts, findings.concat())
 }

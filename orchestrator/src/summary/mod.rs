@@ -9,7 +9,7 @@ mod text;
 pub use metrics::metrics;
 pub use text::text;
 
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use serde::Serialize;
 
 /// Version of the JSON form. Within a version members are only added.
@@ -103,9 +103,9 @@ impl VmResult {
 pub struct VmSummary {
     /// Its name.
     pub vm: String,
-    /// Its uuid.
+    /// Its uuid; empty where it was named and is not there.
     pub uuid: String,
-    /// Name of its pool.
+    /// Name of its pool; empty where it was not found and there are several.
     pub pool: String,
     /// How it ended.
     pub result: VmResult,
@@ -164,6 +164,18 @@ pub struct DiskRow {
 }
 
 impl VmSummary {
+    /// A backup that failed by an error; of which VM is to be filled in.
+    pub fn failed(error: &Error) -> Self {
+        Self {
+            result: VmResult::Failed,
+            kind: Some(error.kind()),
+            exit_code: Some(error.kind().exit_code()),
+            error: Some(error.chain()),
+            remedy: error.remedy_text().map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
     /// Bytes that were read.
     pub fn read(&self) -> u64 {
         self.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.read))
@@ -180,6 +192,8 @@ impl VmSummary {
 pub struct Whole {
     /// The user stopped it.
     pub is_stopped: bool,
+    /// Something of earlier jobs is still in a pool; the warnings name it.
+    pub has_old_leftovers: bool,
     /// Something failed that is no job: a hook, a pool.
     pub failure: Option<(Kind, String, Option<String>)>,
 }
@@ -241,7 +255,10 @@ pub fn verdict(vms: &[VmSummary], whole: &Whole) -> Option<Kind> {
         Some(first) if skipped == 0 && kinds.iter().all(|kind| kind == first) => Some(*first),
         Some(_) => Some(Kind::Failed),
         None if skipped > 0 => Some(Kind::Failed),
-        None => vms.iter().any(|vm| !vm.leftovers.is_empty()).then_some(Kind::Leftovers),
+        None => {
+            let left = whole.has_old_leftovers || vms.iter().any(|vm| !vm.leftovers.is_empty());
+            left.then_some(Kind::Leftovers)
+        }
     }
 }
 
@@ -298,7 +315,7 @@ mod tests {
     fn an_alarm_outranks_everything_and_leftovers_nothing() {
         let alarm = VmSummary { alarms: vec!["root".into()], ..done() };
         let leftover = VmSummary { leftovers: vec!["VDI x".into()], ..done() };
-        let stopped = Whole { is_stopped: true, failure: None };
+        let stopped = Whole { is_stopped: true, ..Whole::default() };
         assert_eq!(verdict(&[alarm.clone(), failed(Kind::StoreFull)], &stopped), Some(Kind::Alarm));
         assert_eq!(verdict(&[done(), leftover.clone()], &stopped), Some(Kind::Cancelled));
         assert_eq!(code(&[done(), leftover.clone()]), 11);
@@ -306,10 +323,23 @@ mod tests {
     }
 
     #[test]
+    fn what_earlier_jobs_left_counts_where_nothing_is_worse() {
+        let old = Whole { has_old_leftovers: true, ..Whole::default() };
+        assert_eq!(verdict(&[done()], &old), Some(Kind::Leftovers));
+        assert_eq!(verdict(&[done(), failed(Kind::StoreFull)], &old), Some(Kind::StoreFull));
+        let alarm = VmSummary { alarms: vec!["root".into()], leftovers: vec!["VDI x".into()], ..done() };
+        assert_eq!(verdict(std::slice::from_ref(&alarm), &old), Some(Kind::Alarm));
+        let summary = RunSummary { vms: vec![alarm], ..RunSummary::default() }.concluded(old);
+        assert_eq!((summary.counts.alarms, summary.counts.leftovers), (1, 1));
+        let said = text(&summary);
+        assert!(said.contains("ALARM") && said.contains("VDI x"), "both are shown: {said}");
+    }
+
+    #[test]
     fn what_fails_around_the_jobs_counts() {
-        let hook = Whole { is_stopped: false, failure: Some((Kind::Failed, "hook".into(), None)) };
+        let hook = Whole { failure: Some((Kind::Failed, "hook".into(), None)), ..Whole::default() };
         assert_eq!(verdict(&[done()], &hook), Some(Kind::Failed));
-        let pool = Whole { is_stopped: false, failure: Some((Kind::Unreachable, "pool".into(), None)) };
+        let pool = Whole { failure: Some((Kind::Unreachable, "pool".into(), None)), ..Whole::default() };
         assert_eq!(verdict(&[], &pool), Some(Kind::Unreachable));
         assert_eq!(verdict(&[done(), failed(Kind::StoreFull)], &pool), Some(Kind::Failed));
     }

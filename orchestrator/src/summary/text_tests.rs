@@ -115,7 +115,7 @@ fn the_first_line_fits_every_result() {
     ] {
         assert_eq!(summary(vms).headline(), line);
     }
-    let stopped = Whole { is_stopped: true, failure: None };
+    let stopped = Whole { is_stopped: true, ..Whole::default() };
     assert_eq!(
         summary(vec![done("a"), skipped()]).concluded(stopped).headline(),
         "abd nightly: STOPPED: 1 of 2 VMs backed up"
