@@ -1,9 +1,22 @@
 //! What a store holds, read with its own library: quicker than a restore, and it proves every block.
 
-use crate::digest::GRANULE;
-use crate::{Lab, SparseDigest};
+use crate::Lab;
+use crate::digest::{GRANULE, SparseDigest};
 use ads::{PointDisk, Store, StoredPoint};
 use serde_json::{Value, json};
+
+/// The simulator's digest (`sparse=1`) of a stored disk.
+///
+/// # Errors
+/// What the store cannot read.
+pub fn stored_digest(store: &Store, disk: &PointDisk) -> Result<String, ads::Error> {
+    let mut digest = SparseDigest::new(disk.tree.size.get());
+    store.read_disk(&disk.tree, &mut |offset, bytes| {
+        digest.block(offset.get() / GRANULE as u64, bytes);
+        Ok(())
+    })?;
+    Ok(digest.finish())
+}
 
 impl Lab {
     /// The restore points of a VM, oldest first.
@@ -19,13 +32,9 @@ impl Lab {
     #[track_caller]
     pub fn stored_digest(&self, disk: &PointDisk) -> Value {
         let size = disk.tree.size.get();
-        let mut digest = SparseDigest::new(size);
-        let mut add = |offset: blocks::ByteOffset, bytes: &[u8]| {
-            digest.block(offset.get() / GRANULE as u64, bytes);
-            Ok(())
-        };
-        self.open_store().read_disk(&disk.tree, &mut add).expect("every block of the disk is in the store");
-        json!({"size": size, "sparse_sha256": digest.finish()})
+        let digest =
+            stored_digest(&self.open_store(), disk).expect("every block of the disk is in the store");
+        json!({"size": size, "sparse_sha256": digest})
     }
 
     #[track_caller]

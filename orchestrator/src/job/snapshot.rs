@@ -6,6 +6,7 @@ use crate::cleanup::{self, Removed, snapshot_name};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::ownership::mark;
+use crate::retry::until_let_in;
 use crate::tracking::Untracked;
 use ads::DiskKind;
 use blocks::ByteCount;
@@ -102,13 +103,13 @@ impl Job<'_> {
         let taking = || format!("snapshot {}", record.name_label);
         if self.options.checkpoint {
             if record.power_state != PowerState::Halted {
-                let taken = client.vm_checkpoint(vm, name).await.context(taking).map_err(explain)?;
-                return Ok((taken, false));
+                let taken = until_let_in(taking, async || client.vm_checkpoint(vm, name).await).await;
+                return Ok((taken.context(taking).map_err(explain)?, false));
             }
             self.warn(format!("{} is off: a snapshot without memory is made", record.name_label));
         }
         if self.options.quiesce {
-            match client.vm_snapshot_with_quiesce(vm, name).await {
+            match until_let_in(taking, async || client.vm_snapshot_with_quiesce(vm, name).await).await {
                 Ok(taken) => return Ok((taken, true)),
                 Err(error) if matches!(error.kind(), xapi::Kind::Quiesce | xapi::Kind::NotSupported) => {
                     self.warn(format!(
@@ -119,8 +120,8 @@ impl Job<'_> {
                 Err(error) => return Err(error).context(taking).map_err(explain),
             }
         }
-        let taken = client.vm_snapshot(vm, name, excluded).await.context(taking).map_err(explain)?;
-        Ok((taken, false))
+        let taken = until_let_in(taking, async || client.vm_snapshot(vm, name, excluded).await).await;
+        Ok((taken.context(taking).map_err(explain)?, false))
     }
 
     /// Pairs the live disks with the snapshot's by `snapshot_of`, never by position.
