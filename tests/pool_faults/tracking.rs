@@ -187,3 +187,27 @@ fn writes_that_tracking_missed_raise_an_alarm_and_the_backup_is_whole_all_the_sa
     bench.assert_next_run_is("cbt");
     bench.lab.assert_store_whole();
 }
+
+#[test]
+fn a_point_dated_in_the_future_is_never_joined_with_the_changes_of_another() {
+    let Some(mut bench) = Bench::new(&[]) else { return };
+    bench.backup().ok();
+    // The clock was fast when the first point was made: by time it stays the newest for ever.
+    let store = ads::Store::open(&bench.lab.store()).expect("the store opens");
+    let first = bench.lab.points(&bench.vm.uuid).remove(0);
+    let mut point = first.point.clone();
+    point.created = "2099-01-01T00:00:00Z".into();
+    store.commit_point(&point).expect("committed");
+    store.remove_point(first.id).expect("removed");
+    drop(store);
+    for _ in 0..3 {
+        bench.write();
+        let run = bench.backup().ok();
+        let made = run.job("web01")["point"].as_str().expect("an id").to_owned();
+        let points = bench.lab.points(&bench.vm.uuid);
+        let point = points.iter().find(|stored| stored.id.to_string() == made).expect("the point");
+        for disk in &point.point.disks {
+            assert_eq!(bench.lab.stored_digest(disk), bench.lab.digest(&disk.vdi), "{disk:?}");
+        }
+    }
+}
