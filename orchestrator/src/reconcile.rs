@@ -38,6 +38,9 @@ const SETTLED_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 /// about to let go, and every run of backups begins with this.
 const LATE_DETACH: Duration = Duration::from_secs(20);
 
+/// What the names of the pool's own operations begin with. Tasks with other names were made by a client for a transfer.
+const OPERATION: &str = "Async.";
+
 /// Cleans one pool. One job that resists does not keep the others from being cleaned.
 ///
 /// # Errors
@@ -101,12 +104,17 @@ async fn settle_tasks(
     let mut cancelled = BTreeSet::new();
     loop {
         let tasks = pool.client.get_all_records::<Task>().await.context(|| "list tasks".into())?;
-        let running: Vec<(&Ref<Task>, &Task, &str)> = tasks
+        let (running, transfers): (Vec<_>, Vec<_>) = tasks
             .iter()
             .filter(|(_, task)| matches!(task.status, TaskStatus::Pending | TaskStatus::Cancelling))
             .filter_map(|(reference, task)| Some((reference, task, job_of_task(&pool.owner, task)?)))
             .filter(|(_, _, job)| dead.contains(job) || !journal::path(journals, job).exists())
-            .collect();
+            .partition(|(_, task, _)| task.name_label.starts_with(OPERATION));
+        for (reference, task, job) in transfers {
+            if cancelled.insert(reference.clone()) {
+                end_transfer(pool, reference, task, job).await;
+            }
+        }
         for (reference, task, job) in &running {
             if !cancelled.insert((*reference).clone()) {
                 continue;
@@ -124,6 +132,20 @@ async fn settle_tasks(
             }
             return Ok(busy);
         }
+    }
+}
+
+/// Ends the task of a transfer whose client is dead. A handler that took it up has lost its connection and lets go of the
+/// disk, which is waited for where it is removed; where none did, nobody else ends the task. What goes wrong here costs
+/// a line in the pool's list of tasks.
+async fn end_transfer(pool: &Pool, reference: &Ref<Task>, task: &Task, job: &str) {
+    tracing::info!(job, task = %task.name_label, "the task of a transfer of a dead job is ended");
+    let ended = async {
+        pool.client.task_set_status(reference, &TaskStatus::Cancelled).await?;
+        pool.client.task_destroy(reference).await
+    };
+    if let Err(error) = ended.await {
+        tracing::debug!(job, "{error}");
     }
 }
 
