@@ -104,7 +104,7 @@ impl Job<'_> {
         // Read again: hooks and waits may have passed since the run looked, and a disk may have been attached.
         let record = &self.pool.client.get_record::<Vm>(vm).await.context(|| "look at the VM".into())?;
         let mut live = self.live_disks(record).await?;
-        let site = placement::Site::look(&self.pool).await?;
+        let site = placement::Site::look(&self.pool, &self.demand()).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
         let storage: Vec<_> = live.wanted.iter().map(|disk| disk.record.sr.clone()).collect();

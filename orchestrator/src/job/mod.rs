@@ -170,6 +170,17 @@ struct Job<'a> {
     left: Mutex<Vec<String>>,
 }
 
+impl Job<'_> {
+    /// What the job's delegates need of their hosts.
+    fn demand(&self) -> placement::Demand {
+        let delegate = &self.options.delegate;
+        placement::Demand {
+            network: self.run.network.clone(),
+            footprint: crate::preflight::footprint(delegate.memory, delegate.vcpus),
+        }
+    }
+}
+
 impl<'a> Job<'a> {
     /// Starts the journal of a job.
     fn start(run: &'a Run, subject: &str, subject_id: &str, options: &'a JobOptions) -> Result<Self> {

@@ -5,8 +5,9 @@ use super::MAX_DISKS;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pool::Pool;
 use crate::template::TemplateAt;
+use blocks::ByteCount;
 use std::collections::{BTreeMap, BTreeSet};
-use xapi::{Host, HostMetrics, Pbd, Ref, Sr, Vm};
+use xapi::{Host, HostMetrics, Network, Pbd, Pif, Ref, Sr, Vm};
 
 /// One delegate: where it runs, what it is made of, and which disks it gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +29,82 @@ pub struct Site {
     pub names: BTreeMap<Ref<Sr>, String>,
 }
 
+/// What a delegate needs of its host besides storage.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// The network over which it calls.
+    pub network: Ref<Network>,
+    /// The memory that it takes there, the host's overhead included.
+    pub footprint: ByteCount,
+}
+
+/// What placing looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Records<'a> {
+    /// Hosts.
+    pub hosts: &'a BTreeMap<Ref<Host>, Host>,
+    /// Their memory and life.
+    pub metrics: &'a BTreeMap<Ref<HostMetrics>, HostMetrics>,
+    /// What storage they have plugged.
+    pub pbds: &'a BTreeMap<Ref<Pbd>, Pbd>,
+    /// Their adapters.
+    pub pifs: &'a BTreeMap<Ref<Pif>, Pif>,
+    /// Storage, for its names.
+    pub srs: &'a BTreeMap<Ref<Sr>, Sr>,
+}
+
+/// Whether a host takes new VMs. Where the pool does not tell whether it is up, it counts as up: the start will tell.
+pub fn is_up(host: &Host, metrics: Option<&HostMetrics>) -> bool {
+    host.enabled && metrics.is_none_or(|metrics| metrics.live)
+}
+
+/// Whether a network leads out of a host. One without any adapter, such as an internal one, leads wherever it leads.
+pub fn leads_to(pifs: &BTreeMap<Ref<Pif>, Pif>, network: &Ref<Network>, host: &Ref<Host>) -> bool {
+    let mut adapters = pifs.values().filter(|pif| pif.network == *network).peekable();
+    adapters.peek().is_none() || adapters.any(|pif| pif.host == *host && pif.currently_attached)
+}
+
+/// Whether a host has this much memory free; one that does not tell is taken to have it.
+pub fn has_memory(metrics: Option<&HostMetrics>, footprint: ByteCount) -> bool {
+    metrics.is_none_or(|metrics| metrics.memory_free == 0 || metrics.memory_free >= footprint.get())
+}
+
 impl Site {
-    /// Asks the pool. Hosts that are disabled or down see nothing.
+    /// Asks the pool.
     ///
     /// # Errors
     /// Where the pool cannot be asked.
-    pub async fn look(pool: &Pool) -> Result<Self> {
-        let looking = || "look at hosts and their storage".to_owned();
-        let pbds = pool.client.get_all_records::<Pbd>().await.context(looking)?;
-        let metrics = pool.client.get_all_records::<HostMetrics>().await.context(looking)?;
-        let hosts = pool.client.get_all_records::<Host>().await.context(looking)?;
-        // Where the pool does not tell whether a host is up, it counts as up: the start will tell.
-        let usable = |host: &Host| host.enabled && metrics.get(&host.metrics).is_none_or(|m| m.live);
-        let sees = hosts.iter().filter(|(_, host)| usable(host)).map(|(reference, _)| {
-            let plugged = pbds.values().filter(|pbd| pbd.host == *reference && pbd.currently_attached);
+    pub async fn look(pool: &Pool, demand: &Demand) -> Result<Self> {
+        let looking = || "look at hosts, their storage and their network".to_owned();
+        let client = &pool.client;
+        let records = Records {
+            hosts: &client.get_all_records().await.context(looking)?,
+            metrics: &client.get_all_records().await.context(looking)?,
+            pbds: &client.get_all_records().await.context(looking)?,
+            pifs: &client.get_all_records().await.context(looking)?,
+            srs: &client.get_all_records().await.context(looking)?,
+        };
+        Ok(Self::of(records, demand))
+    }
+
+    /// The hosts that are up, on the delegate's network and have the memory for it. Where none has, all that are up and
+    /// on the network: memory comes and goes, and the start will tell.
+    pub fn of(records: Records<'_>, demand: &Demand) -> Self {
+        let metrics = |host: &Host| records.metrics.get(&host.metrics);
+        let up = |(reference, host): &(&Ref<Host>, &Host)| {
+            is_up(host, metrics(host)) && leads_to(records.pifs, &demand.network, reference)
+        };
+        let up: Vec<_> = records.hosts.iter().filter(up).collect();
+        let has_memory = |host: &Host| has_memory(metrics(host), demand.footprint);
+        let some_have = up.iter().any(|(_, host)| has_memory(host));
+        let hosts = up.into_iter().filter(|(_, host)| !some_have || has_memory(host));
+        let sees = hosts.map(|(reference, _)| {
+            let plugged =
+                records.pbds.values().filter(|pbd| pbd.host == *reference && pbd.currently_attached);
             (reference.clone(), plugged.map(|pbd| pbd.sr.clone()).collect())
         });
-        let srs = pool.client.get_all_records::<Sr>().await.context(looking)?;
-        let names = srs.into_iter().map(|(reference, sr)| (reference, sr.name_label)).collect();
-        Ok(Self { sees: sees.collect(), names })
+        let names = records.srs.iter().map(|(reference, sr)| (reference.clone(), sr.name_label.clone()));
+        Self { sees: sees.collect(), names: names.collect() }
     }
 
     /// A template that a host can use.
@@ -168,6 +226,56 @@ mod tests {
         let preferred: Vec<_> = preferred.iter().map(|name| host(name)).collect();
         let rounds = rounds(&disks, site, &templates(on), &preferred).expect("a plan");
         rounds.into_iter().map(|round| (round.host.to_string(), round.template, round.disks)).collect()
+    }
+
+    /// Hosts by name with what is free there in MiB, all up, on the network and seeing nothing.
+    fn site_of(free: &[(&str, u64)], change: impl Fn(&mut Host, &mut Pif)) -> Vec<String> {
+        let network = Ref::from_opaque("OpaqueRef:network");
+        let (mut hosts, mut metrics, mut pifs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (name, free) in free {
+            let of_host = Ref::from_opaque(format!("OpaqueRef:metrics-{name}"));
+            let record = Host {
+                name_label: (*name).into(),
+                enabled: true,
+                metrics: of_host.clone(),
+                ..Host::default()
+            };
+            let mut pif = Pif {
+                host: host(name),
+                network: Ref::from_opaque("OpaqueRef:network"),
+                currently_attached: true,
+                ..Pif::default()
+            };
+            let mut record = record;
+            change(&mut record, &mut pif);
+            hosts.insert(host(name), record);
+            metrics.insert(
+                of_host,
+                HostMetrics { live: true, memory_free: free << 20, ..HostMetrics::default() },
+            );
+            pifs.insert(Ref::from_opaque(format!("OpaqueRef:pif-{name}")), pif);
+        }
+        let (pbds, srs) = (BTreeMap::new(), BTreeMap::new());
+        let records = Records { hosts: &hosts, metrics: &metrics, pbds: &pbds, pifs: &pifs, srs: &srs };
+        let site = Site::of(records, &Demand { network, footprint: ByteCount::new(100 << 20) });
+        site.sees.keys().map(|host| host.as_str().trim_start_matches("OpaqueRef:").to_owned()).collect()
+    }
+
+    #[test]
+    fn hosts_without_memory_are_taken_only_where_none_has_any() {
+        let same = |_: &mut Host, _: &mut Pif| {};
+        assert_eq!(site_of(&[("a", 99), ("b", 100), ("c", 0)], same), ["b", "c"], "0 is not known");
+        assert_eq!(site_of(&[("a", 99), ("b", 1)], same), ["a", "b"]);
+    }
+
+    #[test]
+    fn hosts_that_are_down_or_off_the_network_are_not_taken() {
+        let down = |host: &mut Host, _: &mut Pif| host.enabled = host.name_label != "a";
+        assert_eq!(site_of(&[("a", 200), ("b", 200)], down), ["b"]);
+        let unplugged = |host: &mut Host, pif: &mut Pif| pif.currently_attached = host.name_label != "a";
+        assert_eq!(site_of(&[("a", 200), ("b", 200)], unplugged), ["b"]);
+        let elsewhere = |_: &mut Host, pif: &mut Pif| pif.network = Ref::null();
+        assert_eq!(site_of(&[("a", 200)], elsewhere), ["a"], "an internal network has no adapters");
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Job<'_> {
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<JobSummary, Failure> {
-        let pool = placement::Site::look(&self.pool).await?;
+        let pool = placement::Site::look(&self.pool, &self.demand()).await?;
         // The disks share their storage, so that every round has the same place.
         let storage = vec![request.sr.clone(); request.disks.len()];
         let rounds = rounds(&storage, &pool, &self.run.templates, &[])?;

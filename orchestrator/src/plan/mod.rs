@@ -156,7 +156,7 @@ pub fn of_vm(facts: &Facts, past: &Past, reference: &Ref<Vm>, vm: &Vm, options: 
     let shot = predict::Shot::of(facts, vm, options);
     let disks = predict::disks(facts, &history, past, vm, options, &shot);
     let storage: Vec<_> = disks.iter().map(|disk| disk.sr.clone()).collect();
-    let rounds = match preflight::rounds_of(facts, &storage, vm) {
+    let rounds = match preflight::rounds_of(facts, &storage, vm, options) {
         Ok(rounds) => rounds,
         Err(error) => {
             plan.verdict = Verdict::Refuse;

@@ -3,7 +3,7 @@
 
 use super::finding::{Object, ObjectKind};
 use crate::error::{Context, Error, Kind, Result};
-use crate::job::placement::Site;
+use crate::job::placement::{self, Site};
 use crate::pool::Pool;
 use crate::template::{self, TemplateAt};
 use blocks::ByteCount;
@@ -245,12 +245,22 @@ impl Facts {
         Site { sees: sees.collect(), names: names.collect() }
     }
 
+    /// What placing looks at.
+    pub fn for_placing(&self) -> placement::Records<'_> {
+        placement::Records {
+            hosts: &self.hosts,
+            metrics: &self.host_metrics,
+            pbds: &self.pbds,
+            pifs: &self.pifs,
+            srs: &self.srs,
+        }
+    }
+
     /// Whether a host takes new VMs.
     pub fn is_usable(&self, host: &Ref<Host>) -> bool {
-        self.hosts.get(host).is_some_and(|record| {
-            // Without metrics it is not known to be dead.
-            record.enabled && self.host_metrics.get(&record.metrics).is_none_or(|metrics| metrics.live)
-        })
+        self.hosts
+            .get(host)
+            .is_some_and(|record| placement::is_up(record, self.host_metrics.get(&record.metrics)))
     }
 
     /// A VM as an object of findings.

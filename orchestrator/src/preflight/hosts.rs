@@ -35,9 +35,9 @@ pub(super) fn free_memory(facts: &Facts, host: &Host) -> Option<ByteCount> {
 }
 
 /// Whether a host has memory for a delegate; one that does not tell is taken to have it.
-pub fn has_memory(facts: &Facts, host: &Host, options: &JobOptions) -> bool {
+pub(super) fn has_memory(facts: &Facts, host: &Host, options: &JobOptions) -> bool {
     let needed = footprint(options.delegate.memory, options.delegate.vcpus);
-    free_memory(facts, host).is_none_or(|free| free >= needed)
+    placement::has_memory(facts.host_metrics.get(&host.metrics), needed)
 }
 
 /// The delegates that a job of this VM runs, one after the other, each on a host that takes new VMs, leads to the
@@ -45,7 +45,7 @@ pub fn has_memory(facts: &Facts, host: &Host, options: &JobOptions) -> bool {
 ///
 /// # Errors
 /// Which storage is seen by none of them.
-pub fn rounds(
+pub(super) fn rounds(
     facts: &Facts,
     vm: &Vm,
     options: &JobOptions,
@@ -53,21 +53,22 @@ pub fn rounds(
 ) -> Result<Vec<Round>> {
     let disks = facts.disks(vm).into_iter().filter(|disk| !super::vm::is_excluded(disk, options));
     let storage: Vec<_> = disks.map(|disk| disk.vdi.sr.clone()).collect();
-    place(facts, &storage, vm, wanted)
-}
-
-/// The same for what lies on this storage.
-///
-/// # Errors
-/// Which storage is seen by no host that takes new VMs and leads to the delegates' network.
-pub fn rounds_of(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm) -> Result<Vec<Round>> {
-    place(facts, storage, vm, |_| true)
-}
-
-fn place(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm, wanted: impl Fn(&Host) -> bool) -> Result<Vec<Round>> {
     let site = facts.site(|reference, host| {
         facts.is_usable(reference) && super::network::leads_to(facts, reference) && wanted(host)
     });
+    placement::rounds(&storage, &site, facts.templates(), &placement::preference(None, Some(vm)))
+}
+
+/// The delegates that a job would run for what lies on this storage, placed as the job places them.
+///
+/// # Errors
+/// Which storage no host sees.
+pub fn rounds_of(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm, options: &JobOptions) -> Result<Vec<Round>> {
+    let demand = placement::Demand {
+        network: facts.network.clone().unwrap_or_else(|_| Ref::null()),
+        footprint: footprint(options.delegate.memory, options.delegate.vcpus),
+    };
+    let site = placement::Site::of(facts.for_placing(), &demand);
     placement::rounds(storage, &site, facts.templates(), &placement::preference(None, Some(vm)))
 }
 

@@ -30,7 +30,7 @@ pub use facts::{Disk, FIRST_CBT_API, Facts, Known};
 pub use finding::{Code, Finding, Level, Object, ObjectKind, refusal, worst};
 pub use gate::{Gate, Outlook, Subject, gate, outlook, usual_changes};
 pub use here::{Calling, Here, check as check_here, check_calling};
-pub use hosts::{footprint, has_memory, rounds, rounds_of};
+pub use hosts::{footprint, rounds_of};
 pub use leftovers::count as leftover_count;
 #[cfg(test)]
 pub(crate) use permissions::may_be_called;

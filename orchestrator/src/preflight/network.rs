@@ -2,6 +2,7 @@
 
 use super::facts::Facts;
 use super::finding::{Code, Finding, Object, ObjectKind};
+use crate::job::placement;
 use xapi::{Host, Network, Pif, Ref};
 
 /// `other_config` key of the network between guests and their host.
@@ -12,12 +13,10 @@ fn adapters<'a>(facts: &'a Facts, network: &'a Ref<Network>) -> impl Iterator<It
     facts.pifs.values().filter(move |pif| pif.network == *network)
 }
 
-/// Whether the delegates' network leads out of a host. A network without any adapter, such as an internal one, leads
-/// wherever it leads: that is said once, for the pool.
+/// Whether the delegates' network leads out of a host, as far as there is one.
 pub(super) fn leads_to(facts: &Facts, host: &Ref<Host>) -> bool {
     let Ok(network) = &facts.network else { return true };
-    let mut all = adapters(facts, network).peekable();
-    all.peek().is_none() || all.any(|pif| pif.host == *host && pif.currently_attached)
+    placement::leads_to(&facts.pifs, network, host)
 }
 
 /// Checks the network of the delegates.
