@@ -28,6 +28,9 @@ const EVENT_QUEUE: usize = 64;
 /// Without an event for so long the delegate's record itself is read: events can be lost. Well within the time that a
 /// delegate asks for its order.
 const LOOK: Duration = Duration::from_secs(10);
+/// A delegate notices at the watchdog's time that nothing moves, says why through XenStore and powers itself off: its
+/// own words are worth this wait.
+const LAST_WORDS: Duration = Duration::from_secs(15);
 /// Pause before the events of a delegate are asked for again after the pool did not answer.
 const EVENT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -323,8 +326,8 @@ impl Job<'_> {
             None if watch.started.elapsed() > settings.boot_limit => {
                 Err(watch.ended(self, &format!("did not call within {} s", settings.boot_limit.as_secs())))
             }
-            Some(contact) if contact.elapsed() > settings.watchdog => {
-                Err(watch.ended(self, &format!("has not been heard for {} s", settings.watchdog.as_secs())))
+            Some(contact) if contact.elapsed() > settings.watchdog + LAST_WORDS => {
+                Err(watch.ended(self, &format!("has not been heard for {} s", contact.elapsed().as_secs())))
             }
             _ => Ok(()),
         }
