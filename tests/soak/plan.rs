@@ -30,7 +30,6 @@ const METHODS: &[&str] = &[
     "VM.set_xenstore_data",
     "VM.get_record",
     "VM.get_all_records",
-    "VM.get_by_uuid",
     "VBD.create",
     "VBD.get_record",
     "VIF.create",
