@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_secs(1);
 const QUEUE_PAUSE: Duration = Duration::from_millis(200);
 /// What PID 1 of a delegate says when its worker got nowhere.
 const CODE_WATCHDOG: &str = "watchdog";
+/// What the service says of a call whose connection broke.
+const CODE_CUT: &str = "cut-message";
 /// A delegate reports every second; this long without a word is no chance.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Events of one VM that may wait: it changes a few times a second at most.
@@ -301,6 +303,8 @@ impl Job<'_> {
                 watch.halt_by = Some(Instant::now() + HALT_LIMIT);
                 watch.done = Some(done);
             }
+            // A connection that broke says nothing about why: the delegate's end does.
+            JobEvent::Refused { code, .. } if code == CODE_CUT => {}
             JobEvent::Refused { code, message } => watch.refused = Some((code, message)),
         }
     }

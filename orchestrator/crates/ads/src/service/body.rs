@@ -57,7 +57,7 @@ pub(super) async fn read(body: &mut Incoming, limit: usize, stall: Duration) -> 
             Ok(None) => return Ok(bytes),
             Ok(Some(Err(error))) => {
                 let message = format!("the body cannot be read: {error}");
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-message", message));
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "cut-message", message));
             }
             Err(_) => {
                 let message = format!("nothing of the body came for {} s", stall.as_secs());
