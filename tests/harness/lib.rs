@@ -14,6 +14,7 @@ mod draw;
 mod inventory;
 mod lab;
 mod model;
+mod relay;
 mod run;
 mod stored;
 
@@ -24,5 +25,6 @@ pub use draw::Draw;
 pub use inventory::Inventory;
 pub use lab::{Delegates, Lab, Options, Vm};
 pub use model::{Expected, Model, POSITIONS, list};
+pub use relay::Relay;
 pub use run::{Output, Running};
 pub use stored::stored_digest;

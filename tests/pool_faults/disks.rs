@@ -156,18 +156,7 @@ fn disks_on_local_storage_of_two_hosts_are_read_on_each() {
         .zip(&locals)
         .map(|(at, sr)| json!({"name": format!("disk {at}"), "size": 2 * MIB, "sr": sr}))
         .collect();
-    let made = lab.post("/lab/vm", Some(&json!({"name": "web01", "disks": disks})));
-    let vdis: Vec<String> = made["vdis"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|vdi| vdi.as_str().expect("a uuid").to_owned())
-        .collect();
-    let vm = Vm { name: "web01".into(), uuid: made["uuid"].as_str().expect("a uuid").into(), vdis };
-    for (at, vdi) in (1..).zip(&vm.vdis) {
-        lab.write(vdi, 0, &noise(at, 100_000));
-    }
-    let mut bench = Bench::of(lab, vm);
+    let mut bench = Bench::of_made(lab, &json!({"name": "web01", "disks": disks}));
     let run = bench.assert_good(bench.backup());
     assert_eq!(modes(&run), ["full", "full"]);
     run.says("delegate 2 of 2");
