@@ -76,6 +76,15 @@ impl Lab {
         Api::new(self).call(method, parameters)
     }
 
+    /// The repositories that one host alone sees, by uuid.
+    #[track_caller]
+    pub fn local_storage(&self) -> Vec<String> {
+        let all = self.api("SR.get_all_records", json!([]));
+        let is_local = |sr: &&Value| sr["shared"] == false && sr["content_type"] != "iso";
+        let records = all.as_object().expect("records").values();
+        records.filter(is_local).map(|sr| string(&sr["uuid"])).collect()
+    }
+
     /// Destroys a disk.
     #[track_caller]
     pub fn destroy_vdi(&self, uuid: &str) {

@@ -12,6 +12,9 @@ use xapi_sim::{LabClient, Ports};
 /// How long the simulator may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long an operation of the pool may take.
+const TASK_LIMIT: Duration = Duration::from_secs(60);
+
 /// Size of the disk of a template that nobody boots.
 const BLANK_DISK_SIZE: u64 = 1 << 20;
 
@@ -239,10 +242,26 @@ impl Lab {
             .enumerate()
             .map(|(at, size)| json!({"name": format!("{name} disk {at}"), "size": size}))
             .collect();
-        let wanted = json!({"name": name, "disks": disks, "running": running});
-        let made = self.control.json("POST", "/lab/vm", Some(&wanted)).expect("the VM is made");
+        self.vm_of(&json!({"name": name, "disks": disks, "running": running}))
+    }
+
+    /// Makes a VM as the control port describes it.
+    pub fn vm_of(&self, wanted: &Value) -> Vm {
+        let made = self.control.json("POST", "/lab/vm", Some(wanted)).expect("the VM is made");
         let vdis = made["vdis"].as_array().expect("a list").iter().map(string).collect();
-        Vm { name: name.to_owned(), uuid: string(&made["uuid"]), vdis }
+        Vm { name: string(&wanted["name"]), uuid: string(&made["uuid"]), vdis }
+    }
+
+    /// Waits until the pool has done what it was asked to do in the background.
+    #[track_caller]
+    pub fn await_tasks(&self) {
+        let by = Instant::now() + TASK_LIMIT;
+        let is_running =
+            |task: &Value| task["status"] == "pending" && string(&task["name_label"]).starts_with("Async.");
+        while self.inventory()["task"].as_array().expect("a list").iter().any(is_running) {
+            assert!(Instant::now() < by, "a task does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Writes to a disk as its VM would.

@@ -26,8 +26,7 @@ fn appears_late(method: &str, arguments: impl Fn(&Lab, &Vm) -> Vec<String>) {
         assert!(Instant::now() < by, "it does not appear");
         std::thread::sleep(Duration::from_millis(2));
     }
-    // The pool does one thing after the other; its last one is over when the task is.
-    std::thread::sleep(Duration::from_millis(100));
+    lab.await_tasks();
     let second = lab.abd(&["reconcile"]).ok();
     assert_ne!(second.answer()["removed"], json!([]));
     let left = Inventory::take(&lab).leftovers(&before, &vm);

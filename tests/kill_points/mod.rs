@@ -4,7 +4,8 @@
 //!
 //! A point is a call that the pool carries out and never answers. While it waits, `abd` is killed. Every call is a point
 //! where `abd reconcile` cleans up, every call that may change something where the next run does: between two such
-//! calls the pool is the same. The number of points of each kind of job is printed.
+//! calls the pool is the same. A VM's memory and a second delegate add calls to a backup; half of the points show those.
+//! The number of points of each kind of job is printed.
 //!
 //! What a job asked for may also come about after its death; see the tests of what appears late.
 //!
@@ -13,6 +14,7 @@
 mod late;
 mod users;
 
+use ads::DiskKind;
 use e2e::{Api, Inventory, Lab, Vm, noise, text};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -39,6 +41,10 @@ enum Job {
     Cbt,
     /// A backup of a pool before XenServer 7.3, from its reserved snapshot.
     Reserved,
+    /// A backup with the VM's memory, which is in no drive of the snapshot.
+    Checkpoint,
+    /// A backup by two delegates, one after the other, on two hosts.
+    Rounds,
     Restore,
     /// `abd reconcile` itself, after a backup that died with its delegate running.
     Reconcile,
@@ -96,8 +102,12 @@ struct Lane {
 
 /// Goes through all points, or does the one that is asked for.
 fn enumerate(job: Job, rescue: Rescue) {
-    let flavour: &[&str] = if job == Job::Reserved { &["--flavour", "xs-7.2"] } else { &[] };
-    let Some(lab) = Lab::quick(flavour) else { return };
+    let sim: &[&str] = match job {
+        Job::Reserved => &["--flavour", "xs-7.2"],
+        Job::Rounds => &["--hosts", "2"],
+        _ => &[],
+    };
+    let Some(lab) = Lab::quick(sim) else { return };
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
     let mut lane = Lane::new(lab, job, rescue, number("SEED").unwrap_or(1));
     if let Some(point) = number("POINT") {
@@ -106,15 +116,37 @@ fn enumerate(job: Job, rescue: Rescue) {
         return;
     }
     let started = Instant::now();
-    let points = (1..=MOST_POINTS).take_while(|point| lane.strike(*point)).count();
-    assert!(points > 5 && points < 1000, "{points} points");
+    // Kinds that differ little from others go through every second point, beginning as the seed says.
+    let (first, step) = match job {
+        Job::Checkpoint | Job::Rounds => (1 + lane.seed % 2, 2),
+        _ => (1, 1),
+    };
+    let points = (first..=MOST_POINTS).step_by(step).take_while(|point| lane.strike(*point)).count();
+    assert!(points > 5 && u64::try_from(points).is_ok_and(|points| points < MOST_POINTS), "{points} points");
     lane.lab.assert_store_whole();
     println!("kill points: {job:?}, then {rescue:?}: {points} in {} s", started.elapsed().as_secs());
 }
 
+/// A VM whose disks no single host sees, with a template for a delegate on each.
+fn vm_in_two_places(lab: &Lab) -> Vm {
+    let storage = lab.local_storage();
+    for sr in &storage {
+        lab.abd(&["template", "import", &lab.template(), "--sr", sr]).ok();
+    }
+    let disks: Vec<_> = DISK_SIZES
+        .iter()
+        .zip(&storage)
+        .map(|(size, sr)| json!({"name": format!("on {sr}"), "size": size, "sr": sr}))
+        .collect();
+    lab.vm_of(&json!({"name": NAME, "disks": disks, "running": false}))
+}
+
 impl Lane {
     fn new(lab: Lab, job: Job, rescue: Rescue, seed: u64) -> Self {
-        let vm = lab.vm_with(NAME, &DISK_SIZES, true);
+        let vm = match job {
+            Job::Rounds => vm_in_two_places(&lab),
+            _ => lab.vm_with(NAME, &DISK_SIZES, true),
+        };
         for (at, vdi) in (0..).zip(&vm.vdis) {
             lab.write(vdi, 0, &text(seed + at, 300_000));
         }
@@ -146,9 +178,11 @@ impl Lane {
         if self.job == Job::Reconcile {
             self.die_with_delegate();
         }
-        // What a question changes nothing about need not be left to the next run as well: it begins as `reconcile` does.
+        // After a question the pool is as before it: what differs between these jobs, and between the two ways to clean up,
+        // is shown by the calls that may change something.
+        let writes = self.rescue == Rescue::NextRun || matches!(self.job, Job::Checkpoint | Job::Rounds);
         let fault = json!({
-            "method": "*", "except": ["event.from"], "writes": self.rescue == Rescue::NextRun,
+            "method": "*", "except": ["event.from"], "writes": writes,
             "nth": number, "freeze": true, "when": "after",
         });
         let arguments = self.arguments(&vm);
@@ -188,10 +222,18 @@ impl Lane {
     fn arguments(&self, vm: &Vm) -> Vec<String> {
         match self.job {
             Job::Reconcile => vec!["reconcile".into()],
+            _ => self.next_arguments(vm),
+        }
+    }
+
+    /// What is run after that.
+    fn next_arguments(&self, vm: &Vm) -> Vec<String> {
+        match self.job {
             Job::Restore => {
                 let points = self.lab.points(&vm.uuid);
                 vec!["restore".into(), points.last().expect("a restore point").id.to_string()]
             }
+            Job::Checkpoint => vec!["backup".into(), vm.uuid.clone(), "--checkpoint".into()],
             _ => vec!["backup".into(), vm.uuid.clone()],
         }
     }
@@ -221,26 +263,14 @@ impl Lane {
             std::thread::sleep(Duration::from_millis(2));
         };
         run.kill();
-        self.await_tasks();
+        // `abd` was killed, the pool was not.
+        self.lab.await_tasks();
         let started = run.events().iter().find(|event| event["event"] == "job-started");
         Some(Killed {
             method,
             wrote,
             job: started.map(|event| event["job"].as_str().expect("an id").to_owned()),
         })
-    }
-
-    /// Waits until the pool has done what it was asked to do in the background: `abd` was killed, the pool was not.
-    fn await_tasks(&self) {
-        let by = Instant::now() + FREEZE_LIMIT;
-        let is_running = |task: &Value| {
-            task["status"] == "pending"
-                && task["name_label"].as_str().is_some_and(|name| name.starts_with("Async."))
-        };
-        while self.lab.inventory()["task"].as_array().expect("a list").iter().any(is_running) {
-            assert!(Instant::now() < by, "a task does not end");
-            std::thread::sleep(Duration::from_millis(2));
-        }
     }
 
     /// The jobs that have a journal.
@@ -252,10 +282,7 @@ impl Lane {
     }
 
     fn next_run(&self, vm: &Vm) {
-        let arguments = match self.job {
-            Job::Restore => self.arguments(vm),
-            _ => vec!["backup".into(), vm.uuid.clone()],
-        };
+        let arguments = self.next_arguments(vm);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let run = self.lab.abd(&arguments).ok();
         let jobs = run.all("job-done");
@@ -265,13 +292,14 @@ impl Lane {
             .map(|disk| disk["mode"].as_str().expect("a mode"))
             .collect();
         // A dead run does not cost the next one its references.
-        let good: &[&str] = match self.job {
-            Job::Full => &["full", "cbt"],
-            Job::Cbt | Job::Reconcile => &["cbt"],
-            Job::Reserved => &["vhd-diff"],
-            Job::Restore => &["restore"],
+        let good: &[&[&str]] = match self.job {
+            Job::Full => &[&["full"; 2], &["cbt"; 2]],
+            Job::Cbt | Job::Rounds | Job::Reconcile => &[&["cbt"; 2]],
+            Job::Reserved => &[&["vhd-diff"; 2]],
+            Job::Checkpoint => &[&["cbt", "cbt", "full"]],
+            Job::Restore => &[&["restore"; 2]],
         };
-        assert!(modes.len() == DISK_SIZES.len() && modes.iter().all(|mode| good.contains(mode)), "{jobs:#?}");
+        assert!(good.contains(&modes.as_slice()), "{jobs:#?}");
     }
 
     /// The pool is what it was: users have what they had, and we have one reference of each disk, no more.
@@ -333,12 +361,12 @@ impl Lane {
         let (of_dead, of_next): (Vec<_>, Vec<_>) =
             new.into_iter().partition(|point| killed.job.as_ref() == Some(&point.point.job));
         assert_eq!(of_next.len(), usize::from(self.job != Job::Restore), "restore points of the next run");
-        let expected = [(of_dead, disks.0), (of_next, disks.1)];
-        for (point, disks) in
-            expected.iter().flat_map(|(points, disks)| points.iter().zip(std::iter::repeat(disks)))
-        {
-            let stored: Vec<_> = point.point.disks.iter().map(|disk| self.lab.stored_digest(disk)).collect();
-            assert_eq!(stored, **disks, "restore point {}", point.id);
+        for (points, held) in [(of_dead, disks.0), (of_next, disks.1)] {
+            for point in points {
+                let disks = point.point.disks.iter().filter(|disk| disk.kind == DiskKind::User);
+                let stored: Vec<_> = disks.map(|disk| self.lab.stored_digest(disk)).collect();
+                assert_eq!(stored, held, "restore point {}", point.id);
+            }
         }
     }
 
@@ -394,6 +422,16 @@ fn a_backup_from_a_reserved_snapshot_killed_after_any_call_is_cleaned_up_by_reco
 #[test]
 fn a_backup_from_a_reserved_snapshot_killed_after_any_call_is_cleaned_up_by_the_next_run() {
     enumerate(Job::Reserved, Rescue::NextRun);
+}
+
+#[test]
+fn a_backup_with_memory_killed_after_any_call_is_cleaned_up_by_reconcile() {
+    enumerate(Job::Checkpoint, Rescue::Reconcile);
+}
+
+#[test]
+fn a_backup_by_two_delegates_killed_after_any_call_is_cleaned_up_by_reconcile() {
+    enumerate(Job::Rounds, Rescue::Reconcile);
 }
 
 #[test]

@@ -44,7 +44,12 @@ impl Users {
             api.call("VDI.add_to_other_config", json!([tagged, key, value]));
         }
         let snapshot = api.call("VDI.snapshot", json!([tagged, {}]));
-        let vdis = [tagged, snapshot].map(|vdi| api.uuid("VDI", &vdi));
+        let mut vdis = vec![tagged, snapshot];
+        for vm in &vms {
+            let memory = api.call("VM.get_suspend_VDI", json!([api.find("VM", vm)]));
+            vdis.extend(Some(memory).filter(|vdi| *vdi != "OpaqueRef:NULL"));
+        }
+        let vdis: Vec<String> = vdis.iter().map(|vdi| api.uuid("VDI", vdi)).collect();
         Self(Inventory::take(lab).of(&vms, &vdis))
     }
 
@@ -58,10 +63,18 @@ impl Users {
     /// They remove what they have.
     pub(super) fn leave(self, lab: &Lab) {
         let api = Api::new(lab);
-        for class in ["VM", "VDI"] {
-            for object in self.0.all(class) {
-                let reference = api.find(class, object["uuid"].as_str().expect("a uuid"));
-                api.call(&format!("{class}.destroy"), json!([reference]));
+        for vm in self.0.all("VM") {
+            let reference = api.find("VM", vm["uuid"].as_str().expect("a uuid"));
+            if vm["power_state"] == "Suspended" && vm["is_a_snapshot"] == false {
+                // Its memory goes with that.
+                api.call("VM.hard_shutdown", json!([reference]));
+            }
+            api.call("VM.destroy", json!([reference]));
+        }
+        let now = Inventory::take(lab);
+        for vdi in self.0.all("VDI").map(|vdi| vdi["uuid"].as_str().expect("a uuid")) {
+            if now.get("VDI", vdi).is_some() {
+                api.call("VDI.destroy", json!([api.find("VDI", vdi)]));
             }
         }
     }

@@ -137,17 +137,7 @@ fn a_vm_with_twenty_disks_is_read_by_two_delegates_over_one_snapshot() {
 #[test]
 fn disks_on_local_storage_of_two_hosts_are_read_on_each() {
     let Some(lab) = Lab::quick(&["--hosts", "2"]) else { return };
-    let locals: Vec<String> = {
-        let api = Api::new(&lab);
-        let srs = api.call("SR.get_all_records", json!([]));
-        let local = |sr: &&Value| sr["shared"] == false && sr["content_type"] != "iso";
-        srs.as_object()
-            .expect("records")
-            .values()
-            .filter(local)
-            .map(|sr| sr["uuid"].as_str().expect("a uuid").to_owned())
-            .collect()
-    };
+    let locals = lab.local_storage();
     assert_eq!(locals.len(), 2, "a local repository on each host");
     for sr in &locals {
         lab.abd(&["template", "import", &lab.template(), "--sr", sr]).ok();

@@ -46,10 +46,7 @@ impl Bench {
 
     /// With a VM that the control port makes of these members.
     fn of_made(lab: Lab, wanted: &Value) -> Self {
-        let made = lab.post("/lab/vm", Some(wanted));
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        let vdis = made["vdis"].as_array().expect("a list").iter().map(text).collect();
-        let vm = Vm { name: text(&wanted["name"]), uuid: text(&made["uuid"]), vdis };
+        let vm = lab.vm_of(wanted);
         for (at, vdi) in (1..).zip(&vm.vdis) {
             lab.write(vdi, 0, &noise(at, 100_000));
         }
