@@ -58,6 +58,28 @@ impl EventLog {
     /// The entries whose number is at least `since`.
     pub(crate) fn since(&self, since: u64) -> Vec<Value> {
         let entries = crate::sim::unpoison(self.entries.lock());
-        entries.kept.iter().filter(|e| e["seq"].as_u64().is_some_and(|n| n >= since)).cloned().collect()
+        // They are numbered without gaps.
+        let first = entries.next - entries.kept.len() as u64;
+        let skipped = usize::try_from(since.saturating_sub(first)).unwrap_or(usize::MAX);
+        entries.kept.range(skipped.min(entries.kept.len())..).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_given_from_a_number_on_also_when_the_oldest_are_gone() {
+        let log = EventLog::new(Path::new("/dev/null"));
+        let numbers = |since| log.since(since).iter().map(|e| e["seq"].as_u64().unwrap()).collect::<Vec<_>>();
+        assert_eq!(numbers(0), [0_u64; 0]);
+        (0..3).for_each(|_| log.add("call", json!({})));
+        assert_eq!(
+            (numbers(0), numbers(2), numbers(3), numbers(9)),
+            (vec![0, 1, 2], vec![2], vec![], vec![])
+        );
+        crate::sim::unpoison(log.entries.lock()).kept.pop_front();
+        assert_eq!((numbers(0), numbers(1), numbers(2)), (vec![1, 2], vec![1, 2], vec![2]));
     }
 }
