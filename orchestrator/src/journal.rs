@@ -104,8 +104,9 @@ pub struct Rotation {
     pub live: String,
     /// Id of the store that holds the base that goes with it.
     pub store: String,
-    /// Uuids of the references that it replaces.
-    pub replaces: Vec<String>,
+    /// Uuids of the references that it replaces. None where the pool did not say: whoever carries the rotation out
+    /// asks again.
+    pub replaces: Option<Vec<String>>,
 }
 
 /// What stays of a snapshot VDI when its job is over.

@@ -13,7 +13,7 @@ use crate::journal::{self, DeadJournal, Entry};
 use crate::ownership::{self, Mark};
 use crate::pool::{Pool, TAG_JOB, TAG_TASK};
 use crate::references;
-use crate::retry::{Patience, is_gone};
+use crate::retry::{Patience, is_gone, until_free};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -100,15 +100,29 @@ async fn settle_tasks(
     journals: &Path,
     dead: &BTreeSet<&str>,
 ) -> Result<BTreeMap<String, Vec<String>>> {
+    settle(pool, |job| dead.contains(job) || !journal::path(journals, job).exists()).await
+}
+
+/// Ends or waits for the operations that one job, which does nothing else any more, left under way in the pool: it did
+/// not hear what became of a call. Gives those that go on nevertheless.
+///
+/// # Errors
+/// Where the pool cannot be asked.
+pub(crate) async fn settle_job(pool: &Pool, job: &str) -> Result<Vec<String>> {
+    Ok(settle(pool, |found| found == job).await?.remove(job).unwrap_or_default())
+}
+
+async fn settle(pool: &Pool, is_over: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<String>>> {
     let mut patience = Patience::new(pool.waits.tasks);
     let mut cancelled = BTreeSet::new();
     loop {
-        let tasks = pool.client.get_all_records::<Task>().await.context(|| "list tasks".into())?;
+        let tasks =
+            until_free(|| "list tasks".into(), async || pool.client.get_all_records::<Task>().await).await?;
         let (running, transfers): (Vec<_>, Vec<_>) = tasks
             .iter()
             .filter(|(_, task)| matches!(task.status, TaskStatus::Pending | TaskStatus::Cancelling))
             .filter_map(|(reference, task)| Some((reference, task, job_of_task(&pool.owner, task)?)))
-            .filter(|(_, _, job)| dead.contains(job) || !journal::path(journals, job).exists())
+            .filter(|(_, _, job)| is_over(job))
             .partition(|(_, task, _)| task.name_label.starts_with(OPERATION));
         for (reference, task, job) in transfers {
             if cancelled.insert(reference.clone()) {

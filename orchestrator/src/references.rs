@@ -110,6 +110,14 @@ pub async fn rotate(
     reserve: Option<&Reserve>,
     removed: &mut Removed,
 ) {
+    let unknown = rotations.iter().filter(|rotation| rotation.replaces.is_none());
+    let mut replaced = match older_references(pool, unknown).await {
+        Ok(found) => found,
+        Err(error) => {
+            removed.leftovers.push(format!("old references: {}", error.chain()));
+            BTreeMap::new()
+        }
+    };
     for rotation in rotations {
         let object = format!("snapshot disk {}", rotation.vdi);
         let done = match rotation.keep {
@@ -123,7 +131,9 @@ pub async fn rotate(
         // Where somebody removed the successor, the old reference is still good.
         let may_drop = matches!(done, Ok(Successor::Made | Successor::Is | Successor::Unwanted));
         removed.note(object, done.map(|successor| successor == Successor::Made));
-        for old in rotation.replaces.iter().filter(|_| may_drop) {
+        let replaces =
+            rotation.replaces.clone().or_else(|| replaced.remove(&rotation.vdi)).unwrap_or_default();
+        for old in replaces.iter().filter(|_| may_drop) {
             let result = drop_reference(pool, old).await;
             removed.note(format!("old reference {old}"), result);
         }
@@ -136,6 +146,31 @@ pub async fn rotate(
         }
     }
     tracing::debug!(job, "references rotated");
+}
+
+/// The references that rotations replace, by the rotation's VDI: those that are not younger, because a later job may
+/// have left its own since.
+async fn older_references(
+    pool: &Pool,
+    rotations: impl Iterator<Item = &Rotation>,
+) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut rotations = rotations.peekable();
+    if rotations.peek().is_none() {
+        return Ok(BTreeMap::new());
+    }
+    let what = || "list VDIs".to_owned();
+    let vdis = until_free(what, async || pool.client.get_all_records::<Vdi>().await).await?;
+    let by_uuid = |uuid: &str| vdis.values().find(|vdi| vdi.uuid.as_str() == uuid);
+    let found = rotations.filter_map(|rotation| {
+        // Where it is gone, the next run of its VM drops what is older.
+        let before = &by_uuid(&rotation.vdi)?.snapshot_time;
+        let mut older = references_of(&pool.owner, &vdis, &rotation.live, &rotation.store);
+        older.retain(|uuid| {
+            *uuid != rotation.vdi && by_uuid(uuid).is_some_and(|vdi| vdi.snapshot_time <= *before)
+        });
+        Some((rotation.vdi.clone(), older))
+    });
+    Ok(found.collect())
 }
 
 /// What became of a snapshot disk that was to follow the old references.
@@ -157,6 +192,13 @@ async fn make_reference(pool: &Pool, rotation: &Rotation) -> Result<Successor> {
     let Some((vdi, record)) = tag_reference(pool, rotation).await? else { return Ok(Successor::Gone) };
     if record.kind == VdiType::CbtMetadata {
         return Ok(Successor::Is);
+    }
+    // Not what passes by itself: the snapshot VM stayed, or somebody attached the disk. Waiting for it would hold the
+    // job for minutes, disk by disk.
+    if !record.vbds.is_empty() {
+        let message = format!("remove the data of snapshot VDI {uuid}: a VM still has it");
+        return Err(Error::new(Kind::Leftovers, message)
+            .remedy("detach it where it is attached, then run `abd reconcile`"));
     }
     until_free(
         || format!("remove the data of snapshot VDI {uuid}"),

@@ -24,7 +24,7 @@ async fn backed_up(lab: &Lab, name: &str) -> (Ref<Vm>, Ref<Vdi>) {
         keep: Keep::Metadata,
         live: lab.record(&live).await.uuid.to_string(),
         store: "store".into(),
-        replaces: Vec::new(),
+        replaces: Some(Vec::new()),
     };
     let mut removed = Default::default();
     references::rotate(&lab.pool, &job, &[rotation], None, &mut removed).await;
@@ -43,7 +43,7 @@ async fn reserved(lab: &Lab, name: &str) -> (Ref<Vm>, Ref<Vm>, Ref<Vdi>) {
         keep: Keep::Snapshot,
         live: lab.record(&live).await.uuid.to_string(),
         store: "store".into(),
-        replaces: Vec::new(),
+        replaces: Some(Vec::new()),
     };
     let reserve = Reserve {
         snapshot: lab.record(&snapshot).await.uuid.to_string(),

@@ -211,3 +211,26 @@ fn a_point_dated_in_the_future_is_never_joined_with_the_changes_of_another() {
         }
     }
 }
+
+#[test]
+fn a_list_of_disks_that_is_refused_leaves_one_reference_for_each_disk() {
+    let Some(mut bench) = Bench::tracked(&[]) else { return };
+    for nth in 1.. {
+        let refusal = ["INTERNAL_ERROR", "the lab says so"];
+        bench.fault(json!({"method": "VDI.get_all_records", "nth": nth, "error": refusal}));
+        let run = bench.backup();
+        if bench.lab.get("/lab/faults")["planned"] != json!([]) {
+            assert!(
+                nth > 3,
+                "a job asks for its disks, for the references that it replaces, and for leftovers"
+            );
+            return;
+        }
+        println!("VDI.get_all_records {nth} refused: {} {:?}", run.code, run.warnings());
+        let wanted = bench.vm.vdis.len();
+        assert!(run.code != 0 || references(&bench).len() == wanted, "{nth}");
+        bench.lab.abd(&["reconcile"]).ok();
+        assert_eq!(references(&bench).len(), wanted, "{nth}, after a clean-up");
+        bench.write();
+    }
+}

@@ -21,8 +21,6 @@ pub(super) struct Checks {
     /// By uuid of the VM, what its next restore point must hold.
     expected: BTreeMap<String, BTreeMap<String, Expected>>,
     seen: BTreeSet<PointId>,
-    /// Live disks whose earlier references could not be listed, and stay until the next run of their VM.
-    superseded: BTreeSet<String>,
     /// Our sessions, and tasks, that a run left without having had a chance to end them.
     left: Left,
     points: u64,
@@ -59,7 +57,6 @@ impl Checks {
             furniture: uuids.collect(),
             expected: BTreeMap::new(),
             seen: BTreeSet::new(),
-            superseded: BTreeSet::new(),
             left: Left::default(),
             points: 0,
             modes: BTreeMap::new(),
@@ -79,7 +76,6 @@ impl Checks {
 
     /// Compares every restore point that was not there before.
     pub(super) fn compare(&mut self, ended: &Ended) -> Result<(), String> {
-        self.note_superseded(ended);
         let fresh = self.fresh()?;
         if !fresh.is_empty() {
             let store = Store::open(&self.store).map_err(|error| format!("open the store: {error}"))?;
@@ -115,25 +111,6 @@ impl Checks {
             }
         }
         Ok(fresh)
-    }
-
-    /// A job that cannot ask for the references that it replaces says so and leaves them to the next one.
-    fn note_superseded(&mut self, ended: &Ended) {
-        let left = |job: &Value| {
-            ended.all("warning").any(|warning| {
-                let message = warning["message"].as_str().unwrap_or_default();
-                warning["job"] == job["job"] && message.starts_with("old references stay")
-            })
-        };
-        for job in ended.all("job-done") {
-            for disk in job["disks"].as_array().into_iter().flatten() {
-                let live = disk["vdi"].as_str().unwrap_or_default();
-                match left(job) {
-                    true => _ = self.superseded.insert(live.to_owned()),
-                    false => _ = self.superseded.remove(live),
-                }
-            }
-        }
     }
 
     fn point(&mut self, store: &Store, stored: &StoredPoint, ended: &Ended) -> Result<(), String> {
@@ -245,7 +222,6 @@ impl Checks {
                 }
             }
         }
-        per_disk.retain(|live, _| !self.superseded.contains(*live));
         let many = per_vm.iter().chain(&per_disk).find(|(_, count)| **count > 1);
         if let Some((of, count)) = many {
             return Err(format!("{count} references of {of}"));

@@ -28,6 +28,7 @@ const METHODS: &[&str] = &[
     "VM.hard_shutdown",
     "VM.add_to_other_config",
     "VM.set_xenstore_data",
+    "VM.get_by_uuid",
     "VM.get_record",
     "VM.get_all_records",
     "VBD.create",

@@ -122,7 +122,7 @@ impl Job<'_> {
         let reserve = planned.iter().any(|disk| self.reserves(&disk.source));
         if !reserve {
             self.step("remove snapshot");
-            if let Err(error) = self.remove_snapshot(&snapshot.uuid).await {
+            if let Err(error) = self.remove_snapshot(&snapshot).await {
                 self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
                 tidied = Tidied::Partly;
             }

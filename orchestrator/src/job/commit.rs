@@ -99,7 +99,7 @@ impl Job<'_> {
                 keep,
                 live: source.live_uuid.clone(),
                 store: store_id.clone(),
-                replaces: Vec::new(),
+                replaces: Some(Vec::new()),
             });
             disks.push(PointDisk {
                 kind: source.kind,
@@ -126,7 +126,7 @@ impl Job<'_> {
                     keep: Keep::Nothing,
                     live: String::new(),
                     store: store_id.clone(),
-                    replaces: Vec::new(),
+                    replaces: Some(Vec::new()),
                 });
             }
         }
@@ -139,7 +139,7 @@ impl Job<'_> {
         let mut tidied = Tidied::Fully;
         if reserve && reserved.is_none() {
             // An audit that failed left nothing worth reserving.
-            if let Err(error) = self.remove_snapshot(&snapshot.uuid).await {
+            if let Err(error) = self.remove_snapshot(snapshot).await {
                 self.leave(error.chain());
                 tidied = Tidied::Partly;
             }
@@ -253,12 +253,18 @@ impl Job<'_> {
         match pool.client.get_all_records::<Vdi>().await {
             Ok(vdis) => {
                 for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
-                    rotation.replaces = references::references_of(&pool.owner, &vdis, &rotation.live, store);
-                    rotation.replaces.retain(|uuid| *uuid != rotation.vdi);
+                    let mut found = references::references_of(&pool.owner, &vdis, &rotation.live, store);
+                    found.retain(|uuid| *uuid != rotation.vdi);
+                    rotation.replaces = Some(found);
                 }
             }
-            // The next run of this VM drops them.
-            Err(error) => self.warn(format!("old references stay for now: {error}")),
+            // The rotation asks again, and is not done before it knows.
+            Err(error) => {
+                tracing::debug!(job = self.id, "the references that are replaced are not known yet: {error}");
+                for rotation in rotations.iter_mut().filter(|rotation| !rotation.live.is_empty()) {
+                    rotation.replaces = None;
+                }
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use crate::cleanup::{self, Removed};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Journal};
 use crate::pool::Pool;
+use crate::reconcile;
 use crate::report::{DelegateSummary, Event, JobSummary, Report};
 use crate::spec::JobOptions;
 use crate::template::TemplateAt;
@@ -296,6 +297,12 @@ impl<'a> Job<'a> {
     /// Removes what a failed job made and reports it.
     async fn abandon(self, failure: Failure, entries: &[Entry]) -> JobResult {
         self.step("clean up");
+        // The pool may be at it still, and what it makes shall not appear behind the clean-up.
+        if failure.error.is_open()
+            && let Err(error) = reconcile::settle_job(&self.pool, &self.id).await
+        {
+            tracing::debug!(job = %self.id, "{}", error.chain());
+        }
         let removed = cleanup::remove_job(&self.pool, &self.id, entries).await;
         let kind = failure.error.kind();
         let mut leftovers = match &removed {

@@ -17,6 +17,7 @@ const MEMORY_NAME: &str = "memory";
 
 /// A snapshot that exists.
 pub(super) struct Snapshot {
+    pub vm: Ref<Vm>,
     pub uuid: String,
     /// Its disks, those that nobody wanted included.
     pub disks: Vec<(Ref<Vdi>, Vdi)>,
@@ -87,7 +88,7 @@ impl Job<'_> {
             let marked = mark(&self.pool, vdi, &record.uuid, &self.id, &[]).await;
             marked.context(|| "tag a snapshot disk".into())?;
         }
-        Ok(Snapshot { uuid: found.uuid.to_string(), disks, memory, quiesced })
+        Ok(Snapshot { vm: snapshot, uuid: found.uuid.to_string(), disks, memory, quiesced })
     }
 
     /// The kind of snapshot that was asked for, or the nearest that the host and the VM's state allow. Whether it is
@@ -181,21 +182,14 @@ impl Job<'_> {
     }
 
     /// Removes the snapshot VM; its disks stay for now.
-    pub(super) async fn remove_snapshot(&self, uuid: &str) -> Result<()> {
-        let parsed = uuid.parse().map_err(|_| Error::new(Kind::Failed, format!("'{uuid}' is no uuid")))?;
-        match self.pool.client.get_by_uuid::<Vm>(&parsed).await {
-            Ok(vm) => cleanup::destroy_vm(&self.pool, &vm)
-                .await
-                .map(|_| ())
-                .context(|| "remove the snapshot".into()),
-            Err(error) if crate::retry::is_gone(&error) => Ok(()),
-            Err(error) => Err(error).context(|| "look for the snapshot".into()),
-        }
+    pub(super) async fn remove_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
+        let removed = cleanup::destroy_vm(&self.pool, &snapshot.vm).await;
+        removed.map(|_| ()).context(|| "remove the snapshot".into())
     }
 
     /// Removes a snapshot with everything in it, to make another.
     pub(super) async fn discard(&self, snapshot: Snapshot) -> Result<()> {
-        self.remove_snapshot(&snapshot.uuid).await?;
+        self.remove_snapshot(&snapshot).await?;
         let uuids: Vec<String> =
             snapshot.disks.iter().chain(&snapshot.memory).map(|(_, vdi)| vdi.uuid.to_string()).collect();
         let mut removed = Removed::default();
