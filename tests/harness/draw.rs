@@ -1,5 +1,21 @@
 //! Numbers drawn from a seed: the same seed draws the same numbers, on every machine.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The seed that `SEED` asks for, `random` for a new one; else `default`, so that a change lands or not by the same draw.
+pub fn seed(default: u64) -> u64 {
+    match std::env::var("SEED").as_deref() {
+        Ok("random") => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+            now.as_secs() ^ u64::from(now.subsec_nanos())
+        }
+        Ok(text) if !text.is_empty() => {
+            text.parse().unwrap_or_else(|_| panic!("SEED={text} is neither a number nor `random`"))
+        }
+        _ => default,
+    }
+}
+
 /// A source of numbers (splitmix64).
 #[derive(Clone, Debug)]
 pub struct Draw(u64);

@@ -21,7 +21,7 @@ mod stored;
 pub use admin::Admin;
 pub use api::Api;
 pub use content::{noise, text};
-pub use draw::Draw;
+pub use draw::{Draw, seed};
 pub use inventory::Inventory;
 pub use lab::{Delegates, Lab, Options, Vm};
 pub use model::{Expected, Model, POSITIONS, list};

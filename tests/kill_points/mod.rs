@@ -109,7 +109,7 @@ fn enumerate(job: Job, rescue: Rescue) {
     };
     let Some(lab) = Lab::quick(sim) else { return };
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
-    let mut lane = Lane::new(lab, job, rescue, number("SEED").unwrap_or(1));
+    let mut lane = Lane::new(lab, job, rescue, e2e::seed(1));
     if let Some(point) = number("POINT") {
         lane.once = true;
         assert!(lane.strike(point), "the job has fewer calls");
