@@ -172,6 +172,15 @@ fn jobs_are_held_while_storage_merges_skipped_as_configured_and_go_on_afterwards
     assert!(has(&lab.abd(&["doctor", "web01"]).ok(), "coalescing", "warning"));
     let plan = lab.abd(&["plan", "web01"]).ok();
     assert_eq!(plan.answer()["plans"][0]["verdict"], "wait");
+    // Nothing is frozen for a job that does not begin.
+    let (file, ran) = (lab.path("held.toml"), lab.path("hooks-ran"));
+    let hook =
+        format!("before_job = \"echo before >> '{0}'\"\nafter_job = \"echo after >> '{0}'\"", ran.display());
+    std::fs::write(&file, format!("select.names = \"web01\"\n[options]\ncoalesce = \"skip\"\n{hook}\n"))
+        .expect("written");
+    let file = file.to_str().expect("a path of ours");
+    lab.abd(&["run", file]).fails_with(12);
+    assert!(!ran.exists());
 
     let mut waiting = lab.spawn(&["backup", "web01", "--coalesce-limit", "5min"]);
     waiting.until("it waits", |event| {
@@ -182,6 +191,8 @@ fn jobs_are_held_while_storage_merges_skipped_as_configured_and_go_on_afterwards
     lab.post(&format!("/lab/sr/{}/coalesce", sr.as_str().expect("a text")), None);
     let done = waiting.finish().ok();
     assert_eq!(done.job("web01")["disks"][0]["mode"], "cbt");
+    lab.abd(&["run", file, "--coalesce", "ignore"]).ok();
+    assert_eq!(std::fs::read_to_string(&ran).expect("hooks ran"), "before\nafter\n");
 }
 
 #[test]

@@ -91,19 +91,22 @@ impl Subject {
         Ok(self.hooked(&record, host).await)
     }
 
-    /// The job between its hooks.
+    /// The job between its hooks. Both come after the checks and waits: nobody wants a database frozen while a storage
+    /// coalesces.
     async fn hooked(&self, record: &Vm, host: Option<&Ref<Host>>) -> VmSummary {
         let environment = self.environment();
         let mut warnings = Vec::new();
+        let mut began = false;
         let hooks = &self.options.hooks;
-        let before = self.hook(hooks.before_job.as_ref(), "before_job", &environment, &mut warnings).await;
-        let mut summary = match before {
-            Ok(()) => {
-                let result = job::backup::run(&self.run, &self.vm, record, &self.options, host).await;
-                self.summed(result)
-            }
-            Err(error) => self.not_started(&error),
+        let ready = async || {
+            began = true;
+            self.hook(hooks.before_job.as_ref(), "before_job", &environment, &mut warnings).await
         };
+        let result = job::backup::run(&self.run, &self.vm, record, &self.options, host, ready).await;
+        let mut summary = self.summed(result);
+        if !began {
+            return summary;
+        }
         let environment = environment
             .with("ABD_JOB", summary.job.clone().unwrap_or_default())
             .with("ABD_RESULT", summary.result.word())

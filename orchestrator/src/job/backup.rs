@@ -42,13 +42,15 @@ enum Entrance {
 
 /// Backs up one VM. Everything is reported as it happens; the result says how it ended.
 ///
-/// `host` is where the run would like the delegate; another one is taken where that one does not see the disks.
+/// `host` is where the run would like the delegate; another one is taken where that one does not see the disks. `ready`
+/// is called once the checks and waits are over and before anything is touched; where it fails, so does the job.
 pub async fn run(
     run: &Run,
     vm: &Ref<Vm>,
     record: &Vm,
     options: &JobOptions,
     host: Option<&Ref<Host>>,
+    ready: impl AsyncFnOnce() -> Result<()>,
 ) -> JobResult {
     let job = match Job::start(run, &record.name_label, record.uuid.as_str(), options) {
         Ok(job) => job,
@@ -61,6 +63,9 @@ pub async fn run(
         Ok(Entrance::Closed(why)) => return job.skipped(&why),
         Err(error) => return job.abandon(error.into(), &entries).await,
     };
+    if let Err(error) = ready().await {
+        return job.abandon(error.into(), &entries).await;
+    }
     match job.backup(vm, host, &history, &mut entries, started).await {
         Ok((Tidied::Fully, summary)) => job.succeeded(summary),
         // The backup is good; its journal stays for `reconcile`.
