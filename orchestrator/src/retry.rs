@@ -149,25 +149,6 @@ pub async fn until_free_raw<T>(
     }
 }
 
-/// Makes a call that must not be made twice: again only while the pool refuses it outright for a reason that passes by
-/// itself, for [`BRIEFLY`]. Where nobody knows what came of it, that is the answer.
-///
-/// # Errors
-/// The last refusal.
-pub async fn until_let_in<T>(
-    what: impl Fn() -> String,
-    mut call: impl AsyncFnMut() -> Result<T, xapi::Error>,
-) -> Result<T, xapi::Error> {
-    let mut patience = Patience::new(BRIEFLY);
-    loop {
-        match call().await {
-            Err(error)
-                if error.effect() != xapi::Effect::Unknown && patience.waits_out(&what(), &error).await => {}
-            result => return result,
-        }
-    }
-}
-
 /// Whether an object that a call was about no longer exists. A call that names several objects does not say here
 /// which of them is gone: where that matters, look for the object itself.
 pub fn is_gone(error: &xapi::Error) -> bool {

@@ -110,3 +110,12 @@ fn a_pool_that_answers_slowly_makes_a_job_slow_and_nothing_else() {
     bench.fault(json!({"clear": true}));
     bench.assert_next_run_is("cbt");
 }
+
+#[test]
+fn a_snapshot_that_is_there_although_it_failed_is_removed_before_the_next_one_is_taken() {
+    let Some(mut bench) = Bench::tracked(&[]) else { return };
+    let refusal = ["SR_BACKEND_FAILURE_46", "", "The VDI is not available", ""];
+    bench.fault(json!({"method": "VM.snapshot", "when": "after", "error": refusal, "count": 2}));
+    bench.assert_good(bench.backup());
+    bench.assert_next_run_is("cbt");
+}

@@ -6,7 +6,7 @@ use crate::cleanup::{self, Removed, snapshot_name};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::ownership::mark;
-use crate::retry::until_let_in;
+use crate::retry::{BRIEFLY, Patience};
 use crate::tracking::Untracked;
 use ads::DiskKind;
 use blocks::ByteCount;
@@ -61,7 +61,7 @@ impl Job<'_> {
         let client = &self.pool.client;
         let name = snapshot_name(&self.id);
         self.record(entries, Entry::SnapshotIntent { vm: record.uuid.to_string(), name: name.clone() })?;
-        let (snapshot, quiesced) = self.take(vm, record, &name, excluded).await?;
+        let (snapshot, quiesced) = self.take(vm, record, &name, excluded, entries).await?;
         let looking = || "look at the snapshot".to_owned();
         let found = client.get_record::<Vm>(&snapshot).await.context(looking)?;
         let marked = mark(&self.pool, &snapshot, &found.uuid, &self.id, &[]).await;
@@ -99,30 +99,69 @@ impl Job<'_> {
         record: &Vm,
         name: &str,
         excluded: &[Ref<Vdi>],
+        entries: &[Entry],
     ) -> Result<(Ref<Vm>, bool)> {
         let client = &self.pool.client;
         let taking = || format!("snapshot {}", record.name_label);
         if self.options.checkpoint {
             if record.power_state != PowerState::Halted {
-                let taken = until_let_in(taking, async || client.vm_checkpoint(vm, name).await).await;
+                let taken = self.until_taken(entries, async || client.vm_checkpoint(vm, name).await).await?;
                 return Ok((taken.context(taking).map_err(explain)?, false));
             }
             self.warn(format!("{} is off: a snapshot without memory is made", record.name_label));
         }
         if self.options.quiesce {
-            match until_let_in(taking, async || client.vm_snapshot_with_quiesce(vm, name).await).await {
+            let quiesced = async || client.vm_snapshot_with_quiesce(vm, name).await;
+            match self.until_taken(entries, quiesced).await? {
                 Ok(taken) => return Ok((taken, true)),
                 Err(error) if matches!(error.kind(), xapi::Kind::Quiesce | xapi::Kind::NotSupported) => {
                     self.warn(format!(
                         "the snapshot of {} is not quiesced, its disks are as after a power cut: {error}",
                         record.name_label
                     ));
+                    self.remove_failed(entries, &error).await?;
                 }
                 Err(error) => return Err(error).context(taking).map_err(explain),
             }
         }
-        let taken = until_let_in(taking, async || client.vm_snapshot(vm, name, excluded).await).await;
+        let plain = async || client.vm_snapshot(vm, name, excluded).await;
+        let taken = self.until_taken(entries, plain).await?;
         Ok((taken.context(taking).map_err(explain)?, false))
+    }
+
+    /// Makes a call that takes a snapshot, again while the pool refuses it for a reason that passes by itself, for
+    /// [`BRIEFLY`]. Where nobody knows what came of it, that is the answer.
+    async fn until_taken(
+        &self,
+        entries: &[Entry],
+        mut call: impl AsyncFnMut() -> std::result::Result<Ref<Vm>, xapi::Error>,
+    ) -> Result<std::result::Result<Ref<Vm>, xapi::Error>> {
+        let mut patience = Patience::new(BRIEFLY);
+        loop {
+            let error = match call().await {
+                Err(error) if error.effect() != xapi::Effect::Unknown => error,
+                answer => return Ok(answer),
+            };
+            if !patience.waits_out("take a snapshot", &error).await {
+                return Ok(Err(error));
+            }
+            self.remove_failed(entries, &error).await?;
+        }
+    }
+
+    /// Removes what a call left that failed after it had begun: the next one makes another of the same name, and
+    /// only that is removed when the job ends.
+    async fn remove_failed(&self, entries: &[Entry], error: &xapi::Error) -> Result<()> {
+        if error.effect() == xapi::Effect::None {
+            return Ok(());
+        }
+        let removed = cleanup::remove_job(&self.pool, &self.id, entries).await?;
+        match removed.leftovers.first() {
+            None => Ok(()),
+            Some(first) => {
+                Err(Error::new(Kind::Failed, format!("a snapshot that failed ({error}) stays: {first}")))
+            }
+        }
     }
 
     /// Pairs the live disks with the snapshot's by `snapshot_of`, never by position.
