@@ -4,6 +4,7 @@
 mod backup;
 mod bad_input;
 mod faults;
+mod format;
 mod headless;
 mod incremental;
 mod jobs;

@@ -29,8 +29,8 @@ impl SparseDigest {
     }
 }
 
-/// The digest of a disk that is in memory.
-pub(crate) fn sparse_digest(bytes: &[u8]) -> String {
+/// The simulator's digest of a disk that is in memory: its size, and its blocks that are not zeros.
+pub fn sparse_digest(bytes: &[u8]) -> String {
     static ZEROS: [u8; GRANULE] = [0; GRANULE];
     let mut digest = SparseDigest::new(bytes.len() as u64);
     for (index, block) in (0u64..).zip(bytes.chunks(GRANULE)) {

@@ -21,6 +21,7 @@ mod stored;
 pub use admin::Admin;
 pub use api::Api;
 pub use content::{noise, text};
+pub use digest::sparse_digest;
 pub use draw::{Draw, seed};
 pub use inventory::Inventory;
 pub use lab::{Delegates, Lab, Options, Vm};

@@ -1,0 +1,101 @@
+//! A store is read by `format/read_store.py`, which was written from FORMAT.md alone and shares no code with the product.
+//! `ABD_FOREIGN_DIR` holds the Python that has its two packages.
+
+use e2e::{Lab, noise, sparse_digest, text};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The reader, or why it cannot run here.
+struct Reader {
+    python: PathBuf,
+}
+
+impl Reader {
+    fn new() -> Option<Self> {
+        let Some(dir) = std::env::var_os("ABD_FOREIGN_DIR") else {
+            println!("skipped: ABD_FOREIGN_DIR is not set");
+            return None;
+        };
+        let python = Path::new(&dir).join("venv/bin/python");
+        let has = Command::new(&python).args(["-c", "import blake3, zstandard"]).output();
+        if !has.is_ok_and(|output| output.status.success()) {
+            println!("skipped: the Python packages blake3 and zstandard are not installed");
+            return None;
+        }
+        Some(Self { python })
+    }
+
+    fn read(&self, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format/read_store.py");
+        Command::new(&self.python).arg(script).args(arguments).output().expect("Python starts")
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_reader_that_knows_the_document_alone_restores_every_disk() {
+    let (Some(reader), Some(lab)) = (Reader::new(), Lab::quick(&[])) else { return };
+    // More blocks than a node has children, an odd end, and one with nothing in it.
+    let vm = lab.vm("web01", &[(17 << 20) + 512, 512, 4 << 20]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 300_000));
+    lab.write(&vm.vdis[0], 9 << 20, &text(2, 3_000_000));
+    lab.write(&vm.vdis[0], (17 << 20) + 100, &[7; 412]);
+    lab.write(&vm.vdis[1], 0, &noise(3, 512));
+    let mut held = Vec::new();
+    for round in 0..2 {
+        lab.backup(&[&vm]).ok();
+        held.push(vm.vdis.iter().map(|vdi| lab.digest(vdi)).collect::<Vec<_>>());
+        lab.write(&vm.vdis[0], 5 << 20, &noise(10 + round, 100_000));
+    }
+    let store = lab.store();
+    let store = store.to_str().expect("a path of ours");
+    let list = reader.read(&[store]);
+    assert!(list.status.success() && said(&list).contains("web01"), "{}", said(&list));
+    let points = lab.points(&vm.uuid);
+    assert_eq!(points.len(), held.len());
+    for (stored, held) in points.iter().zip(held) {
+        assert_eq!(stored.point.disks.len(), held.len());
+        for (at, disk) in stored.point.disks.iter().enumerate() {
+            let file = lab.path("read.img");
+            let name = file.to_str().expect("a path of ours");
+            let output = reader.read(&[store, &stored.id.to_string(), &at.to_string(), name]);
+            assert!(output.status.success(), "{}", said(&output));
+            let bytes = std::fs::read(&file).expect("written");
+            let found = json!({"size": bytes.len(), "sparse_sha256": sparse_digest(&bytes)});
+            let live = vm.vdis.iter().position(|vdi| *vdi == disk.vdi).expect("a disk of the VM");
+            assert_eq!(found, held[live], "disk {at} of {}", stored.id);
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_knows_the_document_alone_finds_a_flipped_bit_in_every_kind_of_file() {
+    let (Some(reader), Some(lab)) = (Reader::new(), Lab::quick(&[])) else { return };
+    let vm = lab.vm("web01", &[2 << 20]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 200_000));
+    lab.backup(&[&vm]).ok();
+    let store = lab.store();
+    let name = store.to_str().expect("a path of ours");
+    let entries = |folder: PathBuf| {
+        let entries = std::fs::read_dir(folder).expect("a folder of the store");
+        entries.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+    };
+    let packs = entries(store.join("packs")).into_iter().flat_map(entries);
+    let mut files = vec![store.join("config.json")];
+    files.extend(packs.chain(entries(store.join("points"))));
+    assert!(files.len() >= 4, "a configuration, two packs and a point: {files:?}");
+    for file in files {
+        let whole = std::fs::read(&file).expect("a file of the store");
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        std::fs::write(&file, &flipped).expect("written");
+        let output = reader.read(&[name]);
+        assert!(!output.status.success(), "{} is damaged and nobody noticed", file.display());
+        std::fs::write(&file, &whole).expect("written");
+    }
+    assert!(reader.read(&[name]).status.success());
+}
