@@ -14,4 +14,5 @@ mod pool_faults;
 mod pools;
 mod preflight;
 mod release;
+mod signing;
 mod soak;

@@ -21,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use templates::TemplateCommand;
 use xapi::{Ref, Sr};
 
 const EXIT_CODES: &str = "\
@@ -63,7 +64,7 @@ enum Command {
     /// Add, list and remove pools.
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// Build, import, list and remove the appliance template.
+    /// Build, sign, check, import, list and remove the appliance template.
     #[command(subcommand)]
     Template(TemplateCommand),
     /// Back up VMs, each by its own delegate, all at once.
@@ -201,48 +202,6 @@ struct PoolAddArgs {
     /// Network for delegates, by name or uuid [default: the management network].
     #[arg(long)]
     network: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-enum TemplateCommand {
-    /// Pack a disk image into a template file (XVA).
-    #[command(after_help = "Example:\n  abd template build --disk out/abd.img --out out/abd.xva")]
-    Build {
-        /// The disk image, as made by scripts/image.
-        #[arg(long, value_name = "FILE")]
-        disk: PathBuf,
-        /// The XVA to write.
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-    },
-    /// Bring a template file into a pool.
-    #[command(after_help = "Example:\n  abd template import out/abd.xva")]
-    Import {
-        /// The XVA.
-        file: PathBuf,
-        /// The pool, where more than one is known.
-        #[arg(long)]
-        pool: Option<String>,
-        /// Storage repository, by name or uuid [default: the pool's default].
-        #[arg(long)]
-        sr: Option<String>,
-    },
-    /// List the appliance's templates in a pool.
-    #[command(after_help = "Example:\n  abd template list")]
-    List {
-        /// The pool, where more than one is known.
-        #[arg(long)]
-        pool: Option<String>,
-    },
-    /// Remove the appliance's templates from a pool, or one of them.
-    #[command(after_help = "Example:\n  abd template remove")]
-    Remove {
-        /// Only the one with this uuid.
-        uuid: Option<String>,
-        /// The pool, where more than one is known.
-        #[arg(long)]
-        pool: Option<String>,
-    },
 }
 
 #[derive(Debug, Args)]

@@ -1,23 +1,199 @@
 //! `abd template`: the appliance's template as a file and in pools.
 
-use super::{Session, TemplateCommand, connect, find_sr};
-use crate::error::{Error, Kind, Result};
+use super::{Session, connect, find_sr};
+use crate::error::{Error, Kind, Result, file_error};
 use crate::pool::Pool;
 use crate::report::table;
-use crate::template;
+use crate::signing::{self, Protection, PublicKey};
+use crate::{image, template};
+use clap::Subcommand;
 use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TemplateCommand {
+    /// Pack a disk image into a template file (XVA).
+    #[command(
+        after_help = "Example:\n  abd template build --disk out/abd.img --out out/abd.xva\n  abd template build --disk out/abd.img --out out/abd.xva --sign abd.key"
+    )]
+    Build {
+        /// The disk image, as made by scripts/image.
+        #[arg(long, value_name = "FILE")]
+        disk: PathBuf,
+        /// The XVA to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Sign it with this secret key; the signature goes into OUT.minisig.
+        #[arg(long, value_name = "KEY")]
+        sign: Option<PathBuf>,
+        /// File whose first line is the key's password, where it has one. Without it: asked for at the terminal.
+        #[arg(long, value_name = "FILE", requires = "sign")]
+        password_file: Option<PathBuf>,
+    },
+    /// Make a pair of keys to sign templates with.
+    ///
+    /// Whoever builds `abd` with ABD_TEMPLATE_PUBLIC_KEY=<the public key's text> makes an `abd` that imports no
+    /// other templates.
+    #[command(after_help = "Example:\n  abd template key --out abd        # abd.key and abd.pub")]
+    Key {
+        /// The files' name: NAME.key is secret, NAME.pub is for everybody.
+        #[arg(long, value_name = "NAME")]
+        out: PathBuf,
+        /// File whose first line becomes the secret key's password. Without it: asked for at the terminal.
+        #[arg(long, value_name = "FILE", conflicts_with = "no_password")]
+        password_file: Option<PathBuf>,
+        /// Do not encrypt the secret key.
+        #[arg(long)]
+        no_password: bool,
+    },
+    /// Sign a file that was built here: a template, or the description of an image (image.json).
+    #[command(after_help = "Example:\n  abd template sign out/image.json --key abd.key")]
+    Sign {
+        /// The file.
+        file: PathBuf,
+        /// The secret key.
+        #[arg(long, value_name = "KEY")]
+        key: PathBuf,
+        /// File whose first line is the key's password, where it has one. Without it: asked for at the terminal.
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Check a template, or an image by its description, from the first byte to the last, and who signed it.
+    #[command(
+        after_help = "Example:\n  abd template verify out/abd.xva --public-key abd.pub\n  abd template verify out/image.json --public-key abd.pub"
+    )]
+    Verify {
+        /// The XVA, or the image.json beside an image's files.
+        file: PathBuf,
+        /// The public key: a file, or its text [default: the one that is built in].
+        #[arg(long, value_name = "KEY")]
+        public_key: Option<String>,
+        /// The signature [default: FILE.minisig].
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
+    },
+    /// Bring a template file into a pool.
+    ///
+    /// Where a public key is built in or given, only a template that was signed with it is taken.
+    #[command(
+        after_help = "Example:\n  abd template import out/abd.xva\n  abd template import out/abd.xva --public-key abd.pub"
+    )]
+    Import {
+        /// The XVA.
+        file: PathBuf,
+        /// The public key: a file, or its text [default: the one that is built in].
+        #[arg(long, value_name = "KEY")]
+        public_key: Option<String>,
+        /// Take a template without looking at its signature.
+        #[arg(long, conflicts_with = "public_key")]
+        unsigned: bool,
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+        /// Storage repository, by name or uuid [default: the pool's default].
+        #[arg(long)]
+        sr: Option<String>,
+    },
+    /// List the appliance's templates in a pool.
+    #[command(after_help = "Example:\n  abd template list")]
+    List {
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Remove the appliance's templates from a pool, or one of them.
+    #[command(after_help = "Example:\n  abd template remove")]
+    Remove {
+        /// Only the one with this uuid.
+        uuid: Option<String>,
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
 
 pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<()> {
     match command {
-        TemplateCommand::Build { disk, out } => {
+        TemplateCommand::Build { disk, out, sign, password_file } => {
+            // What would fail, before anything is built.
+            let password = password_file.as_deref().map(password).transpose()?;
             let built = template::build(&disk, &out)?;
-            session.report.answer(&built, || {
+            let signature = match &sign {
+                Some(key) => Some(sign_file(&out, key, password)?),
+                None => None,
+            };
+            let answer = json!({
+                "path": built.path, "size": built.size, "version": built.version, "digest": built.digest,
+                "signature": signature,
+            });
+            session.report.answer(&answer, || {
                 let size = blocks::ByteCount::new(built.size);
-                format!("{}: {size}, version {}, disk {}", built.path.display(), built.version, built.digest)
+                let signed =
+                    signature.map(|path| format!(", signed in {}", path.display())).unwrap_or_default();
+                format!(
+                    "{}: {size}, version {}, disk {}{signed}",
+                    built.path.display(),
+                    built.version,
+                    built.digest
+                )
             });
             Ok(())
         }
-        TemplateCommand::Import { file, pool, sr } => {
+        TemplateCommand::Key { out, password_file, no_password } => {
+            let protection = match (password_file, no_password) {
+                (Some(file), _) => Protection::Password(password(&file)?),
+                (None, true) => Protection::None,
+                (None, false) => Protection::Ask,
+            };
+            let named = |ending: &str| {
+                let mut name = out.as_os_str().to_owned();
+                name.push(ending);
+                PathBuf::from(name)
+            };
+            let (secret, public) = (named(".key"), named(".pub"));
+            let key = signing::generate(&secret, &public, protection)?;
+            session.report.answer(
+                &json!({"key_id": key.id(), "secret": secret, "public": public, "text": key.text()}),
+                || {
+                    format!(
+                        "key {}: keep {} to yourself, give {} to everybody\npublic key: {}",
+                        key.id(),
+                        secret.display(),
+                        public.display(),
+                        key.text()
+                    )
+                },
+            );
+            Ok(())
+        }
+        TemplateCommand::Sign { file, key, password_file } => {
+            let password = password_file.as_deref().map(password).transpose()?;
+            let signature = sign_file(&file, &key, password)?;
+            session
+                .report
+                .answer(&json!({"signature": signature}), || format!("signed in {}", signature.display()));
+            Ok(())
+        }
+        TemplateCommand::Verify { file, public_key, signature } => {
+            let key = known_key(public_key.as_deref())?;
+            if key.is_none() && signature.is_some() {
+                return Err(Error::new(Kind::Usage, "there is no public key to check the signature with")
+                    .remedy("give it with --public-key"));
+            }
+            // First who made it: an answer about its content is worth nothing from somebody else.
+            let signed = key.map(|key| key.verify(&file, signature.as_deref())).transpose()?;
+            let what = inspect(&file)?;
+            session.report.answer(&json!({"whole": true, "what": what, "signed": signed}), || match signed {
+                Some(signed) => format!("{what}; signed with the key {}: {}", signed.key_id, signed.comment),
+                None => format!("{what}; who made it was not checked, because no public key is known"),
+            });
+            Ok(())
+        }
+        TemplateCommand::Import { file, public_key, unsigned, pool, sr } => {
+            let key = if unsigned { None } else { known_key(public_key.as_deref())? };
+            if let Some(key) = key {
+                key.verify(&file, None)?;
+            }
             let pool = connect(session, pool.as_deref()).await?;
             let result = async {
                 let sr = find_sr(&pool, sr.as_deref()).await?;
@@ -60,6 +236,39 @@ pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<(
             Ok(())
         }
     }
+}
+
+/// The key that signatures are checked with: the one that was given, or the one that is built in.
+fn known_key(given: Option<&str>) -> Result<Option<PublicKey>> {
+    match given {
+        Some(given) => PublicKey::read(given).map(Some),
+        None => PublicKey::built_in(),
+    }
+}
+
+/// The first line of a file.
+fn password(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).map_err(|error| file_error(Kind::Usage, file, "read", error))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Signs a file that is whole; what it is goes into the signature.
+fn sign_file(file: &Path, key: &Path, password: Option<String>) -> Result<PathBuf> {
+    let what = inspect(file)?;
+    signing::sign(file, key, password, &what)
+}
+
+/// Checks a file of ours from its first to its last byte, and gives what it is in one line.
+fn inspect(file: &Path) -> Result<String> {
+    if file.extension().is_some_and(|ending| ending == "json") {
+        return image::check(file).map(|image| image.to_string());
+    }
+    let description = template::check(file)?;
+    Ok(format!(
+        "appliance template, version {}, disk {}",
+        description.template_version.unwrap_or_default(),
+        description.digest.unwrap_or_default()
+    ))
 }
 
 async fn remove_templates(pool: &Pool, uuid: Option<&str>) -> Result<Vec<String>> {
