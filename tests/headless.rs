@@ -2,7 +2,7 @@
 //! shown elsewhere.
 
 use e2e::{Lab, Output, text};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -272,6 +272,30 @@ fn an_interrupted_run_cleans_up_and_says_what_was_not_done() {
     let written = fs::read_to_string(&mail).expect("written");
     assert!(written.starts_with("abd nightly: STOPPED: 0 of 2 VMs backed up\n"), "{written}");
     lab.assert_clean(&before);
+}
+
+#[test]
+fn a_request_to_stop_is_heard_while_a_call_hangs() {
+    for method in ["VM.snapshot", "VM.clone", "VM.start_on"] {
+        let Some(lab) = lab() else { return };
+        lab.vm("web01", &[MIB]);
+        let before = lab.inventory();
+        // Longer than the test runs.
+        lab.post("/lab/faults", Some(&json!({"method": method, "delay_ms": 300_000, "count": 1})));
+        let mut run = lab.spawn(&["backup", "web01"]);
+        let step = if method == "VM.snapshot" { "snapshot" } else { "start delegate" };
+        run.until("it is at the call", |event| event["step"] == step);
+        while !lab.log().iter().any(|entry| {
+            entry["method"].as_str().is_some_and(|found| found.trim_start_matches("Async.") == method)
+        }) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        signal(run.id(), "INT");
+        let run = run.finish();
+        run.fails_with(130);
+        println!("stopped in {method}: {:?}", run.all("job-failed"));
+        lab.assert_clean(&before);
+    }
 }
 
 #[test]

@@ -114,6 +114,13 @@ impl Error {
         self
     }
 
+    /// Says that a call was made of which nobody knows what came of it.
+    #[must_use]
+    pub(crate) fn open(mut self) -> Self {
+        self.is_open = true;
+        self
+    }
+
     /// Whether a call was made of which nobody knows what came of it: its object may be there, or still appear.
     pub fn is_open(&self) -> bool {
         self.is_open

@@ -116,7 +116,8 @@ impl Job<'_> {
         rounds(&storage, &site, &self.run.templates, &preferred)?;
         self.check_cancelled()?;
         self.track(&mut live.wanted).await;
-        let (snapshot, planned) = self.snapshot_and_plan(vm, record, live, history, entries).await?;
+        let planning = self.snapshot_and_plan(vm, record, live, history, entries);
+        let (snapshot, planned) = self.unless_cancelled(planning).await?;
         self.show_plan(&planned);
         self.check_tracking(&planned)?;
         self.check_cancelled()?;

@@ -1,6 +1,6 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
-use super::{Failure, Job, PROGRESS_MS, cancelled};
+use super::{Failure, Job, PROGRESS_MS, cancelled, requested};
 use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
@@ -8,7 +8,7 @@ use crate::ownership::mark;
 use crate::report::Event;
 use ads::{JobEvent, JobGrant, JobHandle};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::{Claim, DiskAnswer, DiskDone, JobDone, Order, Work};
 use xapi::{Host, PowerState, Ref, StringMap, VbdCreate, VbdMode, VbdType, Vdi, VifCreate, Vm};
@@ -175,7 +175,7 @@ impl Job<'_> {
             Error::new(Kind::Failed, "the store's service refuses the job").because(error)
         })?;
         self.step("start delegate");
-        let delegate = self.provision(entries, disks, site).await?;
+        let delegate = self.unless_cancelled(self.provision(entries, disks, site)).await?;
         let outcome = self.watch(&delegate, &handle, disks.len()).await?;
         handle.close();
         self.step("remove delegate");
@@ -378,13 +378,6 @@ impl VmEvents {
 impl Drop for VmEvents {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Ends when the run is to stop; never where nobody can ask for it any more.
-async fn requested(cancel: &mut watch::Receiver<bool>) {
-    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 

@@ -239,6 +239,17 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
+    /// Waits for something that may hang for as long as the pool does; a request to stop ends that. What the pool was
+    /// asked for goes on there, and the clean-up looks for it.
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut cancel = self.run.cancel.clone();
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = requested(&mut cancel) => Err(cancelled().open()),
+        }
+    }
+
     fn result(&self, end: End) -> JobResult {
         let warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         JobResult {
@@ -343,6 +354,13 @@ impl<'a> Job<'a> {
             tracing::warn!("{}", error.chain());
         }
         result
+    }
+}
+
+/// Ends when the run is to stop; never where nobody can ask for it any more.
+async fn requested(cancel: &mut tokio::sync::watch::Receiver<bool>) {
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
