@@ -2,6 +2,7 @@
 //! The table of contents is in README.md.
 
 mod backup;
+mod bad_disks;
 mod bad_input;
 mod faults;
 mod format;

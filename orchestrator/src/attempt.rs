@@ -167,7 +167,7 @@ impl Subject {
     /// What a job gave, as a row of the summary.
     fn summed(&self, result: JobResult) -> VmSummary {
         let (ended, kind) = match result.end.kind() {
-            None | Some(Kind::Leftovers | Kind::Alarm) => (VmResult::Done, None),
+            None | Some(Kind::Leftovers | Kind::Alarm | Kind::BadBlocks) => (VmResult::Done, None),
             // The job itself found that it should not start now.
             Some(Kind::NothingDone) => (VmResult::Skipped, None),
             Some(kind) => (VmResult::Failed, Some(kind)),
@@ -202,6 +202,8 @@ impl Subject {
                     audited: disk.counts.audited.get(),
                     mismatched: disk.counts.mismatched.get(),
                     stored: disk.counts.sealed.get(),
+                    bad: disk.bad.bytes.get(),
+                    bad_ranges: disk.bad.count,
                 })
                 .collect();
         }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Findings shown to people; `--json` shows all.
 const SHOWN_FINDINGS: usize = 20;
+/// Unreadable parts of one disk that are shown to people.
+const SHOWN_RANGES: usize = 10;
 
 /// Opens a store; makes it first where the directory is absent or empty and `create` is set.
 ///
@@ -86,6 +88,12 @@ pub fn list(store: &Store, vm: Option<&str>, report: &Report) -> Result<()> {
                      these points. The next point of the same VM is whole.",
                 );
             }
+            if points.iter().any(|stored| has_bad(stored)) {
+                text.push_str(
+                    "\nBAD: parts of a disk could not be read, and are zeros in these points. `abd show` says where; an \
+                     earlier or later point may have them.",
+                );
+            }
             text
         }
     });
@@ -122,7 +130,7 @@ impl Doubts {
 
 fn summary(stored: &StoredPoint, doubts: &Doubts) -> serde_json::Value {
     json!({
-        "suspect": doubts.concern(stored), "quiesced": stored.point.quiesced,
+        "suspect": doubts.concern(stored), "bad": sum_of_bad(stored), "quiesced": stored.point.quiesced,
         "checkpoint": stored.point.checkpoint,
         "id": stored.id, "created": stored.point.created, "vm": stored.point.vm.name,
         "vm_uuid": stored.point.vm.uuid, "pool": stored.point.pool.name, "job": stored.point.job,
@@ -146,8 +154,53 @@ fn row(stored: &StoredPoint, doubts: &Doubts) -> Vec<String> {
         modes.join("+"),
         sum(&|disk| ByteCount::new(disk.counts.moved.get().saturating_sub(disk.counts.audited.get()))),
         sum(&|disk| disk.counts.sealed),
-        if doubts.concern(stored) { "SUSPECT".into() } else { String::new() },
+        marks(stored, doubts),
     ]
+}
+
+/// What is wrong with a point, in capitals.
+fn marks(stored: &StoredPoint, doubts: &Doubts) -> String {
+    let bad = sum_of_bad(stored);
+    let suspect = doubts.concern(stored).then(|| "SUSPECT".to_owned());
+    let bad = (bad.get() > 0).then(|| format!("BAD {bad}"));
+    suspect.into_iter().chain(bad).collect::<Vec<_>>().join(" ")
+}
+
+fn has_bad(stored: &StoredPoint) -> bool {
+    stored.point.disks.iter().any(|disk| !disk.bad.is_empty())
+}
+
+fn sum_of_bad(stored: &StoredPoint) -> ByteCount {
+    let disks = stored.point.disks.iter();
+    disks.fold(ByteCount::new(0), |sum, disk| sum.saturating_add(disk.bad.bytes))
+}
+
+/// What to know before any of these disks of a point is used: where zeros stand in place of what could not be read.
+pub fn bad_warnings(stored: &StoredPoint, disks: &[usize]) -> Vec<String> {
+    let named = disks.iter().filter_map(|at| stored.point.disks.get(*at));
+    let bad = named.filter(|disk| !disk.bad.is_empty());
+    bad.map(|disk| {
+        format!(
+            "BAD BLOCKS: {} of disk '{}' could not be read when restore point {} was made, and are zeros in it; see \
+             `abd show {}`",
+            disk.bad,
+            disk.name,
+            stored.id.short(),
+            stored.id.short()
+        )
+    })
+    .collect()
+}
+
+fn bad_text(bad: &wire::BadRanges) -> String {
+    let mut text = format!("\n  COULD NOT BE READ, zeros instead: {bad}");
+    for range in bad.ranges.iter().take(SHOWN_RANGES) {
+        text.push_str(&format!("\n    {} at byte {}", range.size, range.offset.get()));
+    }
+    if bad.count > SHOWN_RANGES as u64 {
+        text.push_str(&format!("\n    and {} more; --json lists them", bad.count - SHOWN_RANGES as u64));
+    }
+    text
 }
 
 fn short_time(created: &str) -> String {
@@ -194,6 +247,9 @@ pub fn show(stored: &StoredPoint, report: &Report) {
             if !disk.suspect.is_empty() {
                 let points: Vec<_> = disk.suspect.iter().map(PointId::short).collect();
                 text.push_str(&format!("\n  in doubt since: {}", points.join(", ")));
+            }
+            if !disk.bad.is_empty() {
+                text.push_str(&bad_text(&disk.bad));
             }
         }
         text

@@ -34,13 +34,15 @@ pub enum Kind {
     Alarm,
     /// Another process does the same at this moment.
     Locked,
+    /// The backup is made, but for parts of a disk that could not be read: zeros stand there.
+    BadBlocks,
     /// Stopped by a signal.
     Cancelled,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Failed,
         Kind::Usage,
         Kind::NotFound,
@@ -55,6 +57,7 @@ impl Kind {
         Kind::NothingDone,
         Kind::Alarm,
         Kind::Locked,
+        Kind::BadBlocks,
         Kind::Cancelled,
     ];
 
@@ -75,6 +78,7 @@ impl Kind {
             Kind::NothingDone => 12,
             Kind::Alarm => 13,
             Kind::Locked => 14,
+            Kind::BadBlocks => 15,
             Kind::Cancelled => 130,
         }
     }

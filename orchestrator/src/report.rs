@@ -97,6 +97,21 @@ pub enum Event {
         /// What it means, and what to do.
         message: String,
     },
+    /// Parts of a disk could not be read: zeros are saved there.
+    BadBlocks {
+        /// The job's uuid.
+        job: String,
+        /// The VM's name.
+        subject: String,
+        /// The disk's name.
+        disk: String,
+        /// Uuid of its VDI.
+        vdi: String,
+        /// Which parts.
+        bad: wire::BadRanges,
+        /// What it means, and what to do.
+        message: String,
+    },
     /// Odd, but it went on.
     Warning {
         /// The job's uuid, where it belongs to one.
@@ -163,6 +178,16 @@ pub struct DiskSummary {
     /// Counts by the delegate.
     #[serde(flatten)]
     pub counts: wire::DiskCounts,
+    /// What could not be read, and is zeros in the restore point.
+    #[serde(skip_serializing_if = "wire::BadRanges::is_empty")]
+    pub bad: wire::BadRanges,
+}
+
+impl JobSummary {
+    /// The disks of which a part could not be read.
+    pub fn bad(&self) -> impl Iterator<Item = &DiskSummary> {
+        self.disks.iter().filter(|disk| !disk.bad.is_empty())
+    }
 }
 
 /// What a delegate reported of itself.
@@ -271,6 +296,7 @@ impl Report {
                 self.tell(&format!("{subject:<20} {disk}: {mode}, {planned} to read ({reason})"));
             }
             Event::Alarm { message, .. } => self.tell(&format!("ALARM: {message}")),
+            Event::BadBlocks { message, .. } => self.tell(&format!("BAD BLOCKS: {message}")),
             Event::Warning { message, .. } => self.tell(&format!("warning: {message}")),
             Event::Note { message } => self.tell(message),
         }
@@ -363,6 +389,12 @@ fn summary_text(summary: &JobSummary) -> String {
             format!("{}: {} written to VDI {}", disk.name, counts.moved, disk.vdi)
         };
         text.push_str(&format!("\n{:20} {line}", ""));
+        if !disk.bad.is_empty() {
+            text.push_str(&format!(
+                "\n{:20} {}: COULD NOT BE READ: {}; zeros instead",
+                "", disk.name, disk.bad
+            ));
+        }
     }
     text
 }

@@ -48,6 +48,8 @@ pub enum Cause {
     ListingFailed,
     /// What the pool listed does not fit the disk.
     ListingUnusable,
+    /// The base has zeros where the disk could not be read, in more places than it lists.
+    BadBlocks,
     /// An earlier run, or this one, caught the tracking missing writes.
     AuditAlarm,
 }
@@ -73,6 +75,7 @@ impl Cause {
             Cause::TrackingInconsistent => "tracking-inconsistent",
             Cause::ListingFailed => "listing-failed",
             Cause::ListingUnusable => "listing-unusable",
+            Cause::BadBlocks => "bad-blocks",
             Cause::AuditAlarm => "audit-alarm",
         }
     }
@@ -136,6 +139,15 @@ impl Untracked {
 pub struct Base {
     /// Its content.
     pub tree: Tree,
+    /// What of it could not be read and is zeros in the content. It is read again, whether it changed or not.
+    pub bad: wire::BadRanges,
+}
+
+impl Base {
+    /// What a restore point has of a disk.
+    pub fn of(disk: &ads::PointDisk) -> Self {
+        Self { tree: disk.tree, bad: disk.bad.clone() }
+    }
 }
 
 /// One listing of changes: from a reference to a later state of `size`.
@@ -254,6 +266,10 @@ fn incremental(size: ByteCount, base: &Base, changes: Changes) -> Decision {
         cause,
         reason,
     };
+    if !base.bad.is_complete() && !matches!(changes, Changes::Unknown(..)) {
+        let why = format!("the last backup could not read {}, and they are not all listed", base.bad);
+        return scan(Cause::BadBlocks, why);
+    }
     let (listed, mode, cause, mut reason) = match changes {
         Changes::Unknown(cause, why) => return scan(cause, why),
         Changes::Tracked(hops) => {
@@ -277,6 +293,10 @@ fn incremental(size: ByteCount, base: &Base, changes: Changes) -> Decision {
     if base.tree.size < size {
         bitmap.insert_growth(base.tree.size);
         reason = format!("{reason}, and the disk grew from {}", base.tree.size);
+    }
+    if !base.bad.is_empty() {
+        base.bad.insert_into(&mut bitmap);
+        reason = format!("{reason}, and what could not be read last time: {}", base.bad);
     }
     Decision { start: Start::Changed { base: base.tree }, bitmap: Some(bitmap), mode, cause, reason }
 }
@@ -345,14 +365,17 @@ fn allocated(size: ByteCount, parts: &Allocated) -> Result<ChangedBlocks, String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blocks::BLOCK_SIZE;
+    use blocks::{BLOCK_SIZE, BadRanges, ByteOffset, ByteRange};
 
     fn disk(blocks: u64) -> ByteCount {
         ByteCount::new(blocks * BLOCK_SIZE)
     }
 
     fn since(base: u64, changes: Changes) -> Decision {
-        let base = Base { tree: Tree { size: disk(base), root: None } };
+        since_base(Base { tree: Tree { size: disk(base), root: None }, bad: BadRanges::default() }, changes)
+    }
+
+    fn since_base(base: Base, changes: Changes) -> Decision {
         decide(Facts { size: disk(16), origin: Origin::Base(base, changes) })
     }
 
@@ -370,6 +393,27 @@ mod tests {
         assert_eq!((decision.mode, decision.cause.code()), (Mode::Cbt, "changes-listed"));
         assert_eq!(decision.planned(disk(16)), disk(2));
         assert!(matches!(decision.start, Start::Changed { .. }));
+    }
+
+    #[test]
+    fn what_could_not_be_read_last_time_is_read_again_though_it_did_not_change() {
+        let bad = |count, ranges: &[u64]| {
+            let range = |at: &u64| ByteRange { offset: ByteOffset::new(*at), size: ByteCount::new(512) };
+            let ranges: Vec<_> = ranges.iter().map(range).collect();
+            Base {
+                tree: Tree { size: disk(16), root: None },
+                bad: BadRanges { bytes: ByteCount::new(512 * count), count, ranges },
+            }
+        };
+        let decision = since_base(bad(2, &[3 * BLOCK_SIZE + 512, 9 * BLOCK_SIZE]), tracked(&[0x80, 0x01]));
+        assert_eq!((decision.mode, decision.cause.code()), (Mode::Cbt, "changes-listed"));
+        let bitmap = decision.bitmap.expect("a list");
+        let read: Vec<u64> = (0..16).filter(|block| bitmap.contains(BlockIndex::new(*block))).collect();
+        assert_eq!(read, [0, 3, 9, 15]);
+        assert!(decision.reason.contains("1.00 KiB in 2 places"), "{}", decision.reason);
+        // Where not all of them are known, all is read.
+        let decision = since_base(bad(2, &[512]), tracked(&[0x80, 0x01]));
+        assert_eq!((decision.mode, decision.cause.code()), (Mode::Scan, "bad-blocks"));
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn check(decision: &Decision, base: &Content, disk: &Content) -> Result<(), Test
 }
 
 fn base_of(content: &Content) -> Base {
-    Base { tree: Tree { size: content.size(), root: None } }
+    Base { tree: Tree { size: content.size(), root: None }, bad: wire::BadRanges::default() }
 }
 
 fn parts(disk: &Content, granules: &[usize]) -> Allocated {

@@ -118,7 +118,7 @@ class Store:
             text = path.read_bytes()
             demand(blake3(text).hexdigest() == path.stem, f"{path}: damaged")
             point = json.loads(text)
-            demand(point["version"] in (1, 2), f"{path}: version {point['version']}")
+            demand(point["version"] in (1, 2, 3), f"{path}: version {point['version']}")
             demand(point["store"] == self.id, f"{path}: of another store")
             yield path.stem, point
 

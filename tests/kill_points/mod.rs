@@ -198,7 +198,7 @@ impl Lane {
             let first = self.lab.abd(&["reconcile"]).ok();
             assert_eq!(first.answer()["leftovers"], json!([]));
             self.check_pool("after reconcile", &vm, &before, &visitors);
-            self.check_nothing_is_left();
+            self.check_nothing_is_left(&killed);
         }
         // What was asked left the pool as it was: the next point at which something changed shows that runs go on.
         if killed.wrote || self.once {
@@ -206,7 +206,7 @@ impl Lane {
             let at_next_run = self.digests(&vm);
             self.next_run(&vm);
             self.check_pool("after the next run", &vm, &before, &visitors);
-            self.check_nothing_is_left();
+            self.check_nothing_is_left(&killed);
             self.check_points(&vm, &known, &killed, (&at_death, &at_next_run));
         }
         assert_eq!(self.lab.abd(&["verify"]).ok().answer()["clean"], true);
@@ -315,10 +315,26 @@ impl Lane {
     }
 
     /// No journal is left, and another clean-up finds nothing to do.
-    fn check_nothing_is_left(&self) {
-        assert_eq!(self.journals(), [""; 0]);
+    ///
+    /// A job goes on beside a transfer that hangs. It may have died between its word that it makes something and the
+    /// call: nobody can know that nothing appears, and its journal stays for a while.
+    fn check_nothing_is_left(&self, killed: &Killed) {
+        let may_wait = |job: &String| {
+            killed.method.starts_with("GET ")
+                && killed.job.as_ref() == Some(job)
+                && self.ends_with_an_intent(job)
+        };
+        let (waiting, left): (Vec<_>, Vec<_>) = self.journals().into_iter().partition(may_wait);
+        assert_eq!(left, [""; 0]);
         let again = self.lab.abd(&["reconcile"]).ok();
-        assert_eq!((&again.answer()["removed"], &again.answer()["jobs"]), (&json!([]), &json!([])));
+        assert_eq!((&again.answer()["removed"], &again.answer()["jobs"]), (&json!([]), &json!(waiting)));
+    }
+
+    fn ends_with_an_intent(&self, job: &str) -> bool {
+        let path = self.lab.path("state").join("journal").join(format!("{job}.journal"));
+        let text = fs::read_to_string(path).expect("a journal");
+        let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("an entry");
+        last["entry"].as_str().expect("a kind").ends_with("-intent")
     }
 
     /// What was restored is whole, all of it, and the user's.

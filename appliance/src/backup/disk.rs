@@ -2,14 +2,14 @@
 //! too little.
 
 use super::Carry;
-use super::judge::{Judge, Outlet};
+use super::judge::{Judge, Outlet, Verdict};
 use super::packer::Packer;
-use super::stages::{hash, read, seal, sift};
+use super::stages::{hash, read, rest, seal, sift};
 use crate::platform::Disk;
 use crate::worker::{Error, NodesAhead, Patience, Run, threads};
-use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks, ReadPlan};
-use diskio::{Choice, Source};
-use seal::{Tree, TreeBuilder};
+use blocks::{BLOCK_SIZE, BadGatherer, BlockIndex, ByteCount, ChangedBlocks, ReadPlan};
+use diskio::{Care, Choice, Source};
+use seal::TreeBuilder;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -22,6 +22,8 @@ pub(super) struct DiskBackup<'a> {
     /// Position in the order's list of disks.
     pub(super) index: u16,
     pub(super) disk: &'a BackupDisk,
+    /// Whether to go on without what cannot be read.
+    pub(super) skip_bad_blocks: bool,
 }
 
 /// What one pass reads.
@@ -37,14 +39,15 @@ impl DiskBackup<'_> {
     pub(super) fn run(&self, carry: &mut Carry) -> Result<(), Error> {
         let (run, disk) = (self.run, self.disk);
         let device = run.outside.source(disk.userdevice, disk.size)?;
-        let tree = match self.pass(carry, &device, &self.scope()?)? {
-            Some(tree) => tree,
+        let Verdict { tree, bad } = match self.pass(carry, &device, &self.scope()?)? {
+            Some(verdict) => verdict,
             None => {
                 let scope = Scope { blocks: self.all()?, sample: None };
                 self.pass(carry, &device, &scope)?.expect("without a sample nothing is in doubt")
             }
         };
-        let done = DiskDone { disk: self.index, size: tree.size, root: tree.root, counts: self.counts() };
+        let done =
+            DiskDone { disk: self.index, size: tree.size, root: tree.root, counts: self.counts(), bad };
         let answer: DiskAnswer = run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long)?;
         let ours = tree.id(&run.key);
         if answer.tree != ours {
@@ -98,13 +101,18 @@ impl DiskBackup<'_> {
 
     /// Reads once and gives the tree; `None` where a sampled block differs from the base. Then the tree is worth
     /// nothing, but every block that differed is durable in the store all the same.
-    fn pass(&self, carry: &mut Carry, device: &Disk, scope: &Scope) -> Result<Option<Tree>, Error> {
+    fn pass(&self, carry: &mut Carry, device: &Disk, scope: &Scope) -> Result<Option<Verdict>, Error> {
         let (run, size) = (self.run, self.disk.size);
         let planned = byte_count(&scope.blocks, size);
         run.count(self.index, |counts| counts.planned = counts.planned.saturating_add(planned));
-        let source = Source::open(&device.node, &device.name)?;
+        let source = Source::open(&device.node, &device.name).map_err(|source| self.unreadable(source))?;
         let choice = if run.outside.may_use_io_uring() { Choice::Best } else { Choice::Pread };
-        let engine = diskio::engine(source, &carry.pool, choice);
+        let give_up = self.skip_bad_blocks.then(|| diskio::bad_limit(size));
+        let mut care = Care::new(|pause| rest(run, pause).is_ok()).giving_up(give_up);
+        if let Some(seam) = run.outside.seam(self.disk.userdevice) {
+            care = care.with_seam(seam);
+        }
+        let engine = diskio::engine(source, &carry.pool, choice, care);
         let (name, how) = (&device.name, engine.name());
         let line = match &scope.sample {
             None => format!("disk {name}: reads {planned} of {size} by {how}"),
@@ -114,11 +122,18 @@ impl DiskBackup<'_> {
             }
         };
         run.outside.line(&line);
-        let tree = self.pipeline(carry, scope, planned, engine)?;
+        let verdict = self.pipeline(carry, scope, planned, engine)?;
         if scope.sample.is_some() {
             run.outside.line(&format!("disk {name}: {}", audit_result(&self.counts())));
         }
-        Ok(tree)
+        if let Some(Verdict { bad, .. }) = verdict.as_ref().filter(|verdict| !verdict.bad.is_empty()) {
+            run.outside.line(&format!("disk {name}: CANNOT BE READ: {bad}; zeros are saved there"));
+        }
+        Ok(verdict)
+    }
+
+    fn unreadable(&self, source: diskio::Error) -> Error {
+        Error::Read { disk: self.index, userdevice: self.disk.userdevice, source }
     }
 
     fn pipeline(
@@ -126,9 +141,9 @@ impl DiskBackup<'_> {
         carry: &mut Carry,
         scope: &Scope,
         planned: ByteCount,
-        engine: Box<dyn diskio::ReadEngine>,
-    ) -> Result<Option<Tree>, Error> {
-        let Self { run, level, index, disk } = *self;
+        engine: Box<dyn diskio::ReadEngine + '_>,
+    ) -> Result<Option<Verdict>, Error> {
+        let Self { run, level, index, disk, .. } = *self;
         let builder = TreeBuilder::new(run.key.clone(), disk.size, disk.start.base())
             .map_err(|source| Error::Base { userdevice: disk.userdevice, source })?;
         let max_read = ByteCount::new(run.budget.read_size as u64);
@@ -144,15 +159,27 @@ impl DiskBackup<'_> {
         let nodes = NodesAhead::new(&run.link, index, Some(&scope.blocks));
         let Carry { pool, recent, spare, pace } = carry;
         let sample = scope.sample.as_ref();
-        let judge =
-            Judge { run, disk: index, planned, pool, recent, builder, nodes, outlet, sample, doubt: false };
+        let judge = Judge {
+            run,
+            disk: index,
+            planned,
+            pool,
+            recent,
+            builder,
+            nodes,
+            outlet,
+            sample,
+            doubt: false,
+            bad: BadGatherer::default(),
+        };
+        let unreadable = |source| self.unreadable(source);
         thread::scope(|scope| {
             // A stage owns its ends of the queues, and the shared ones are dropped with the last stage that uses
             // them: when one stops, its neighbours see their queue end.
             let mut stages = Vec::new();
             let started = (|| {
                 stages.push(threads::start(scope, "reader", move || {
-                    read(run, engine, plan, pace, &chunks_in)
+                    read(run, engine, plan, pace, &chunks_in, unreadable)
                 })?);
                 for _ in 0..threads_count {
                     let (chunks, hashed) = (chunks.clone(), hashed_in.clone());

@@ -1,11 +1,14 @@
 //! The judge: takes hashed reads in disk order, compares them with the base, builds the tree, and decides which
-//! blocks the store must be asked about. Blocks that an audit sampled are compared and nothing else.
+//! blocks the store must be asked about. Blocks that an audit sampled are compared and nothing else; those of them that
+//! cannot be read stay as the base has them.
 
 use super::packer::ToPacker;
 use super::recent::Recent;
 use super::stages::{Batch, Candidate, Hashed};
 use crate::worker::{Error, NodesAhead, Run};
-use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
+use blocks::{
+    BLOCK_SIZE, BadGatherer, BadRanges, BlockIndex, ByteCount, ByteOffset, ByteRange, ChangedBlocks,
+};
 use diskio::{Filled, Pool};
 use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
 use std::collections::BTreeMap;
@@ -28,6 +31,16 @@ pub(super) struct Judge<'a> {
     pub(super) sample: Option<&'a ChangedBlocks>,
     /// Whether one of them differed.
     pub(super) doubt: bool,
+    /// What could not be read of the others.
+    pub(super) bad: BadGatherer,
+}
+
+/// What a pass over a disk gave.
+pub(super) struct Verdict {
+    /// The disk's tree, all of it durable in the store.
+    pub(super) tree: Tree,
+    /// Where zeros stand in it because the disk could not be read.
+    pub(super) bad: BadRanges,
 }
 
 /// Plain bytes of one read, by what became of them; what is in none of these is on its way to the store.
@@ -48,10 +61,10 @@ struct OpenLeaf {
 }
 
 impl Judge<'_> {
-    /// Judges until the reads end; gives the disk's tree, all of it durable in the store. No tree where an audited
+    /// Judges until the reads end; gives the disk's tree, all of it durable in the store. None where an audited
     /// block differs from the base; what was found to be new is then durable too, because the memory of what was
     /// shipped goes on to the next pass.
-    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Option<Tree>, Error> {
+    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Option<Verdict>, Error> {
         // Reads that overtook an earlier one; each holds a buffer, so the pool bounds them.
         let mut early = BTreeMap::new();
         let mut next_sequence = 0;
@@ -70,14 +83,14 @@ impl Judge<'_> {
             return Err(Error::Aborted);
         }
         self.close(&mut leaf)?;
-        let Self { builder, mut nodes, mut outlet, doubt, .. } = self;
+        let Self { builder, mut nodes, mut outlet, doubt, bad, .. } = self;
         if doubt {
             outlet.settle_blocks()?;
             return Ok(None);
         }
         let tree = builder.finish(&mut nodes, &mut |id, node| outlet.emit(id, node))?;
         outlet.finish()?;
-        Ok(Some(tree))
+        Ok(Some(Verdict { tree, bad: bad.finish() }))
     }
 
     /// The next read. A batch that holds the last buffers is sent off before waiting: its blocks hold on to buffers
@@ -107,7 +120,17 @@ impl Judge<'_> {
             let (node, slot) = self.leaf(block.get(), leaf)?;
             let old = node.block(slot);
             let plain_size = (end - at) as u64;
-            if self.sample.is_some_and(|sample| sample.contains(block)) {
+            let sampled = self.sample.is_some_and(|sample| sample.contains(block));
+            if !chunk.bad.is_empty() {
+                let start = chunk.read.offset.get() + at as u64;
+                let bad = chunk.bad.iter().filter_map(|range| part_within(*range, start, plain_size));
+                if sampled && bad.clone().next().is_some() {
+                    tally.unchanged += plain_size;
+                    continue;
+                }
+                bad.for_each(|range| self.bad.push(range));
+            }
+            if sampled {
                 tally.audited += plain_size;
                 if id != old {
                     tally.mismatched += plain_size;
@@ -172,6 +195,13 @@ impl Judge<'_> {
         let outlet = &mut self.outlet;
         self.builder.put_leaf(index, &node, &mut self.nodes, &mut |id, node| outlet.emit(id, node))
     }
+}
+
+/// The part of a range that lies within the `size` bytes at `start`.
+fn part_within(range: ByteRange, start: u64, size: u64) -> Option<ByteRange> {
+    let from = range.offset.get().max(start);
+    let to = range.offset.get().saturating_add(range.size.get()).min(start + size);
+    (from < to).then(|| ByteRange { offset: ByteOffset::new(from), size: ByteCount::new(to - from) })
 }
 
 /// What leaves the judge: blocks to ask about, and tree nodes.

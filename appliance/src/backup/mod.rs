@@ -7,7 +7,8 @@
 //!                                               └ tree nodes, sent after the blocks below them
 //! ```
 //! Promises: reads exactly the planned blocks, once, no faster than the order allows; compares what an audit sampled
-//! with the base, and reads the whole disk where that is not as it was said to be; a tree node leaves this machine only after every block below it
+//! with the base, and reads the whole disk where that is not as it was said to be; what cannot be read ends the job, or
+//! is zeros in the tree and stands in the disk's report; a tree node leaves this machine only after every block below it
 //! was acknowledged as durable. Never: writes to a disk.
 
 mod disk;
@@ -39,6 +40,7 @@ pub(crate) fn run(
     run: &Run,
     level: i32,
     rate_limit: Option<ByteCount>,
+    skip_bad_blocks: bool,
     disks: &[BackupDisk],
 ) -> Result<(), Error> {
     let budget = &run.budget;
@@ -49,7 +51,7 @@ pub(crate) fn run(
         pace: Pace::new(rate_limit),
     };
     for (disk, index) in disks.iter().zip(0..) {
-        DiskBackup { run, level, index, disk }.run(&mut carry)?;
+        DiskBackup { run, level, index, disk, skip_bad_blocks }.run(&mut carry)?;
     }
     Ok(())
 }

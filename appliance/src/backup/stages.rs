@@ -54,35 +54,38 @@ impl Candidate {
     }
 }
 
-/// Reads the plan.
+/// Reads the plan. `unreadable` says of which disk a failed read is.
 pub(super) fn read(
     run: &Run,
-    mut engine: Box<dyn ReadEngine>,
+    mut engine: Box<dyn ReadEngine + '_>,
     plan: impl Iterator<Item = Read>,
     pace: &mut Pace,
     chunks: &SyncSender<Filled>,
+    unreadable: impl Fn(diskio::Error) -> Error,
 ) -> Result<(), Error> {
     let mut plan = pace.slow(plan, || run.outside.uptime());
     loop {
         while let Some(filled) = engine.next(&mut plan) {
             run.check()?;
-            chunks.send(filled?).map_err(|_| Error::Aborted)?;
+            chunks.send(filled.map_err(&unreadable)?).map_err(|_| Error::Aborted)?;
         }
         let Some(pause) = plan.pause() else { return Ok(()) };
         rest(run, pause)?;
     }
 }
 
-/// Waits because it was asked to: that counts as progress.
-fn rest(run: &Run, mut left: Duration) -> Result<(), Error> {
-    while !left.is_zero() {
+/// Waits because it was asked to, or because a disk needs time: that counts as progress.
+pub(super) fn rest(run: &Run, mut left: Duration) -> Result<(), Error> {
+    loop {
         run.check()?;
         run.outside.tick();
+        if left.is_zero() {
+            return Ok(());
+        }
         let step = left.min(LOOK_UP);
         run.outside.sleep(step);
         left -= step;
     }
-    Ok(())
 }
 
 /// Zero test and id of every block.

@@ -33,8 +33,13 @@ pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), E
     let target = Target { run, device: &device.name, size: disk.size };
     let sink = Sink { run, index, pieces, written };
     pipeline(&target, index, disk, sink, order, &outcome)?;
-    let done =
-        DiskDone { disk: index, size: disk.size, root: disk.root, counts: run.counts()[usize::from(index)] };
+    let done = DiskDone {
+        disk: index,
+        size: disk.size,
+        root: disk.root,
+        counts: run.counts()[usize::from(index)],
+        bad: wire::BadRanges::default(),
+    };
     let _: DiskAnswer = run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long)?;
     Ok(())
 }

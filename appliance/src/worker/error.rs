@@ -84,8 +84,15 @@ pub enum Error {
     #[error(transparent)]
     Disk(#[from] devices::Error),
     /// A disk cannot be read.
-    #[error(transparent)]
-    Read(#[from] diskio::Error),
+    #[error("the disk at userdevice {userdevice}")]
+    Read {
+        /// Position in the order's list of disks.
+        disk: u16,
+        /// XAPI's position of the disk.
+        userdevice: u16,
+        /// What it says.
+        source: diskio::Error,
+    },
     /// The changed-block bitmap does not belong to the disk.
     #[error("bitmap of the disk at userdevice {userdevice}")]
     Bitmap {
@@ -167,6 +174,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The disk of the order that cannot be read, where it is that.
+    pub(crate) fn disk(&self) -> Option<u16> {
+        match self {
+            Error::Read { disk, .. } => Some(*disk),
+            _ => None,
+        }
+    }
+
     /// Short code for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -179,7 +194,7 @@ impl Error {
             Error::Stopped => "stopped",
             Error::Order { .. } | Error::Base { .. } => "order-refused",
             Error::Disk(error) => error.code(),
-            Error::Read(_) => "read-error",
+            Error::Read { .. } => "read-error",
             Error::Bitmap { .. } => "bad-bitmap",
             Error::Seal(_) => "seal-error",
             Error::MissingNode { .. } => "missing-node",

@@ -140,8 +140,8 @@ impl Conductor {
                 .spawn_scoped(scope, move || report(run, every, &wait))
                 .map_err(|source| Error::Start { what: "progress report", source })?;
             let outcome = match &order.work {
-                Work::Backup { level, rate_limit, disks, .. } => {
-                    backup::run(run, i32::from(*level), *rate_limit, disks)
+                Work::Backup { level, rate_limit, skip_bad_blocks, disks, .. } => {
+                    backup::run(run, i32::from(*level), *rate_limit, *skip_bad_blocks, disks)
                 }
                 Work::Restore { disks } => restore::run(run, disks),
             };
@@ -156,8 +156,12 @@ impl Conductor {
     fn say_goodbye(&self, outcome: Result<(), Error>, run: &Run) -> Result<(), Error> {
         let failure = outcome.as_ref().err().map(|error| Failure::new(error.code(), chain(error)));
         let patience = if failure.is_some() { Patience::LastWord } else { Patience::Long };
-        let last_word =
-            JobDone { outcome: failure.map_or(Ok(()), Err), disks: run.counts(), usage: run.usage() };
+        let last_word = JobDone {
+            outcome: failure.map_or(Ok(()), Err),
+            disk: outcome.as_ref().err().and_then(Error::disk),
+            disks: run.counts(),
+            usage: run.usage(),
+        };
         let told: Result<ProgressAnswer, Error> =
             self.link.ask_patiently(wire::PATH_JOB_DONE, &last_word, patience);
         outcome.and(told.map(|_| ()))

@@ -26,7 +26,7 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
         return Err(refused(format!("progress every {} ms is not sensible", order.progress_ms)));
     }
     match &order.work {
-        Work::Backup { level, pack_size, rate_limit, disks } => {
+        Work::Backup { level, pack_size, rate_limit, skip_bad_blocks: _, disks } => {
             if *level > MAX_LEVEL {
                 return Err(refused(format!("zstd level {level} needs more memory than there is")));
             }
@@ -128,7 +128,8 @@ mod tests {
         let plain = BackupDisk { audit: None, ..disk.clone() };
         let backup = |pack_size, rate_limit: Option<u64>, disk: &BackupDisk| {
             let rate_limit = rate_limit.map(ByteCount::new);
-            let work = Work::Backup { level: 1, pack_size, rate_limit, disks: vec![disk.clone()] };
+            let disks = vec![disk.clone()];
+            let work = Work::Backup { level: 1, pack_size, rate_limit, skip_bad_blocks: false, disks };
             check(&Order { work, ..order(&[(4, 512)]) }, "a").map_err(|error| error.to_string())
         };
         let packs = 1 << 20;

@@ -28,6 +28,10 @@ pub trait Outside: Send + Sync + 'static {
     /// # Errors
     /// Where it is not there, of another size, or not writable.
     fn target(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error>;
+    /// What stands between a disk and those who read it, where this is a test bed.
+    fn seam(&self, _userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
+        None
+    }
     /// Memory of the machine and of this process.
     fn memory(&self) -> memory::Memory;
     /// Time from the kernel's start to user space.

@@ -33,6 +33,20 @@ pub(crate) struct Machine {
     pub(crate) io_uring: bool,
     /// A clock that moves only while the reader waits, instead of the machine's.
     pub(crate) clock: Option<Arc<Mutex<Duration>>>,
+    /// What cannot be read of each disk: offset and size in bytes.
+    pub(crate) bad: HashMap<u16, Vec<(u64, u64)>>,
+}
+
+/// A medium of which parts cannot be read.
+struct BadMedium(Vec<(u64, u64)>);
+
+impl diskio::Seam for BadMedium {
+    fn answer(&mut self, asked: diskio::Asked, result: i32) -> i32 {
+        let (start, end) = (asked.offset.get(), asked.offset.get() + asked.size as u64);
+        let is_hit = self.0.iter().any(|(offset, size)| *offset < end && start < offset + size);
+        // EIO.
+        if is_hit { -5 } else { result }
+    }
 }
 
 /// What the orchestrator heard of a job.
@@ -41,6 +55,7 @@ pub(crate) struct Heard {
     pub(crate) claim: Option<Claim>,
     pub(crate) done: Option<JobDone>,
     pub(crate) trees: Vec<seal::Tree>,
+    pub(crate) bad: Vec<wire::BadRanges>,
 }
 
 /// How a job ended.
@@ -50,6 +65,7 @@ pub(crate) struct Ended {
     pub(crate) claim: Option<Claim>,
     pub(crate) done: Option<JobDone>,
     pub(crate) trees: Vec<seal::Tree>,
+    pub(crate) bad: Vec<wire::BadRanges>,
     pub(crate) states: Vec<State>,
 }
 
@@ -132,9 +148,9 @@ impl Lab {
     ) -> Ended {
         let machine = Arc::new(machine);
         let outcome = perform(assignment, identity, machine.clone());
-        let Heard { claim, done, trees } = self.finish(handle);
+        let Heard { claim, done, trees, bad } = self.finish(handle);
         let states = machine.states.lock().expect("not poisoned").clone();
-        Ended { outcome, claim, done, trees, states }
+        Ended { outcome, claim, done, trees, bad, states }
     }
 
     /// Closes the job and reads what it said.
@@ -146,7 +162,10 @@ impl Lab {
                 match event {
                     JobEvent::Claimed(claim) => heard.claim = Some(claim),
                     JobEvent::Done(last) => heard.done = Some(last),
-                    JobEvent::DiskSealed { tree, .. } => heard.trees.push(tree),
+                    JobEvent::DiskSealed { tree, bad, .. } => {
+                        heard.trees.push(tree);
+                        heard.bad.push(bad);
+                    }
                     _ => {}
                 }
             }
@@ -207,6 +226,7 @@ impl Machine {
             ticks: AtomicU64::new(0),
             io_uring: true,
             clock: None,
+            bad: HashMap::new(),
         }
     }
 
@@ -255,6 +275,10 @@ impl Outside for Machine {
         self.disk(userdevice, size)
     }
 
+    fn seam(&self, userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
+        self.bad.get(&userdevice).map(|bad| Box::new(BadMedium(bad.clone())) as Box<dyn diskio::Seam>)
+    }
+
     fn memory(&self) -> Memory {
         Memory { available_kib: self.available.get() / 1024, ..memory::now() }
     }
@@ -283,7 +307,7 @@ impl Outside for Machine {
 }
 
 pub(crate) fn backup(disks: Vec<BackupDisk>) -> Work {
-    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, disks }
+    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, skip_bad_blocks: false, disks }
 }
 
 pub(crate) fn size_of(path: &Path) -> ByteCount {

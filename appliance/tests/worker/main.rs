@@ -1,11 +1,13 @@
 //! The whole job of the worker without a VM: files as disks, over TLS, against a real store.
 //!
-//! `backup` and `restore` of what kinds of disks; `audit`: what is read again, and what comes of it; `rate`: how fast
+//! `backup` and `restore` of what kinds of disks; `bad`: disks that cannot be read everywhere; `audit`: what is read
+//! again, and what comes of it; `rate`: how fast
 //! is read at most; `failure`: what goes wrong and how it is said; `memory`: what a
 //! process of its own needs at most.
 
 mod audit;
 mod backup;
+mod bad;
 mod failure;
 mod lab;
 mod memory;

@@ -10,7 +10,13 @@ use wire::{BackupDisk, Start, Work};
 const MIB: u64 = 1 << 20;
 
 fn work(disks: Vec<BackupDisk>, rate_limit: u64) -> Work {
-    Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: Some(ByteCount::new(rate_limit)), disks }
+    Work::Backup {
+        level: 1,
+        pack_size: 1 << 20,
+        rate_limit: Some(ByteCount::new(rate_limit)),
+        skip_bad_blocks: false,
+        disks,
+    }
 }
 
 #[test]

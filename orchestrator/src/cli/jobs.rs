@@ -193,6 +193,9 @@ pub(super) async fn restore(session: &Session, args: RestoreArgs) -> Result<()> 
             )
             .remedy(format!("its disks are 0 to {}; see `abd show`", count.saturating_sub(1))));
         }
+        for message in catalog::bad_warnings(&point, &disks) {
+            session.report.event(&Event::Warning { job: None, message });
+        }
         let sr = find_sr(&run.pool, args.sr.as_deref()).await?;
         match restore::run(&run, restore::Request { point, disks, sr }, &options).await.end {
             End::Done => Ok(()),

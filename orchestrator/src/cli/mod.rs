@@ -33,7 +33,8 @@ Exit codes:
   4  credentials refused                    12  nothing done
   5  pool unreachable                       13  ALARM: an audit failed
   6  certificate not trusted or changed     14  another run is active
-  7  template missing or outdated          130  stopped by a signal";
+  7  template missing or outdated           15  BAD BLOCKS: saved, but for them
+                                           130  stopped by a signal";
 
 /// Agentless backup for XenServer and XCP-ng.
 #[derive(Debug, Parser)]

@@ -87,6 +87,10 @@ pub(super) struct JobArgs {
     /// Most that one delegate reads from its disks, such as 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = spec::parse_rate)]
     rate_limit: Option<ByteCount>,
+    /// Go on without parts of a disk that cannot be read, as far as they are few: zeros are saved there, every listing
+    /// says so, and the exit code is 15.
+    #[arg(long)]
+    skip_bad_blocks: bool,
     /// What a job does while its storage coalesces [default: wait].
     #[arg(long, value_name = "wait|skip|ignore", value_parser = parse_coalesce)]
     coalesce: Option<CoalescePolicy>,
@@ -125,6 +129,7 @@ impl JobArgs {
         options.quiesce |= self.quiesce;
         options.checkpoint |= self.checkpoint;
         options.rate_limit = self.rate_limit.or(options.rate_limit);
+        options.skip_bad_blocks |= self.skip_bad_blocks;
         put(&mut options.coalesce, self.coalesce);
         if let Some(limit) = self.coalesce_limit {
             options.coalesce = CoalescePolicy::Wait { limit };

@@ -240,6 +240,11 @@ fn conclusion(kind: Kind, summary: &RunSummary) -> Error {
             error("an audit failed: earlier restore points are in doubt, the new ones are whole".into())
                 .remedy("see `abd list`, which marks them")
         }
+        Kind::BadBlocks => error(format!(
+            "all {} jobs did their work, and in {} of them parts of disks could not be read: zeros are saved there",
+            counts.selected, counts.bad_blocks
+        ))
+        .remedy("the summary names the disks; look after their storage, and keep earlier restore points"),
         Kind::Leftovers if counts.leftovers == 0 => error(format!(
             "all {} jobs did their work, something of earlier jobs is still in the pool",
             counts.selected

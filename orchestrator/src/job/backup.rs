@@ -235,12 +235,14 @@ impl Job<'_> {
                 vdi: disk.source.snapshot.clone(),
                 userdevice,
                 writable: false,
+                label: disk.source.label(),
             })
             .collect();
         let work = Work::Backup {
             level: self.options.level,
             pack_size: self.run.pack_size,
             rate_limit: self.options.rate_limit,
+            skip_bad_blocks: self.options.skip_bad_blocks,
             disks: disks()
                 .map(|(userdevice, (at, disk))| BackupDisk {
                     userdevice,

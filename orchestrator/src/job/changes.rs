@@ -178,7 +178,7 @@ impl Job<'_> {
                     };
                     // Where everything is read, the nearest state is the best to compare with.
                     let whole = |cause, why| {
-                        (Some(newest), Origin::Base(Base { tree: disk.tree }, Changes::Unknown(cause, why)))
+                        (Some(newest), Origin::Base(Base::of(disk), Changes::Unknown(cause, why)))
                     };
                     match listing {
                         Listing::Since(point, base, changes) => (Some(point), Origin::Base(base, changes)),
@@ -227,9 +227,7 @@ impl Job<'_> {
                     Ok(Some(reference)) => {
                         return Ok(match self.changes_since(source, &reference, uuid, history).await? {
                             Found::Changes(Changes::Unknown(cause, why)) => Listing::Unknown(cause, why),
-                            Found::Changes(changes) => {
-                                Listing::Since(point, Base { tree: disk.tree }, changes)
-                            }
+                            Found::Changes(changes) => Listing::Since(point, Base::of(disk), changes),
                             Found::Broken(why) => Listing::Broken(why),
                         });
                     }

@@ -93,6 +93,7 @@ impl Job<'_> {
                 reason: decision.reason.clone(),
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
+                bad: done.bad.clone(),
             });
             rotations.push(Rotation {
                 vdi: source.snapshot_uuid.clone(),
@@ -116,6 +117,7 @@ impl Job<'_> {
                 reference: (keep != Keep::Nothing).then_some(source.snapshot_uuid),
                 base,
                 suspect,
+                bad: done.bad,
             });
         }
         // Disks that the job leaves out are in the snapshot of an older host all the same.
@@ -170,6 +172,9 @@ impl Job<'_> {
         tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, entries).await);
         for alarm in &alarms {
             self.sound(alarm);
+        }
+        for disk in summaries.iter().filter(|disk| !disk.bad.is_empty()) {
+            self.tell_bad(disk, &id);
         }
         let summary = JobSummary {
             job: self.id.clone(),
@@ -226,6 +231,25 @@ impl Job<'_> {
                 "{}: writes to {} were not tracked. This backup is whole; earlier ones since the last that read \
                  everything are in doubt: see `abd list`",
                 self.subject, alarm.name
+            ),
+        });
+    }
+
+    /// Says what of a disk is zeros in the restore point because it could not be read.
+    fn tell_bad(&self, disk: &DiskSummary, point: &ads::PointId) {
+        let DiskSummary { name, vdi, bad, .. } = disk;
+        tracing::error!(job = %self.id, disk = %name, %bad, "not all of the disk could be read");
+        self.run.report.event(&Event::BadBlocks {
+            job: self.id.clone(),
+            subject: self.subject.clone(),
+            disk: name.clone(),
+            vdi: vdi.clone(),
+            bad: bad.clone(),
+            message: format!(
+                "{}: {bad} of {name} (VDI {vdi}) could not be read; restore point {} has zeros there. The next backup \
+                 reads it again. Look after the storage",
+                self.subject,
+                point.short()
             ),
         });
     }

@@ -41,6 +41,8 @@ pub(super) struct Attachment {
     pub vdi: Ref<Vdi>,
     pub userdevice: u16,
     pub writable: bool,
+    /// The disk as people know it.
+    pub label: String,
 }
 
 /// Where a delegate runs, and what it is made of.
@@ -79,6 +81,8 @@ struct VmEvents {
 
 /// What is known of a delegate while it runs.
 struct Watch {
+    /// The disks by position in the order, as people know them.
+    labels: Vec<String>,
     claim: Option<Claim>,
     disks: Vec<Option<(DiskDone, DiskAnswer)>>,
     done: Option<JobDone>,
@@ -176,7 +180,8 @@ impl Job<'_> {
         })?;
         self.step("start delegate");
         let delegate = self.unless_cancelled(self.provision(entries, disks, site)).await?;
-        let outcome = self.watch(&delegate, &handle, disks.len()).await?;
+        let labels = disks.iter().map(|disk| disk.label.clone()).collect();
+        let outcome = self.watch(&delegate, &handle, labels).await?;
         handle.close();
         self.step("remove delegate");
         let removed = self.remove(&delegate).await;
@@ -218,9 +223,9 @@ impl Job<'_> {
         &self,
         delegate: &Delegate,
         handle: &JobHandle,
-        disks: usize,
+        labels: Vec<String>,
     ) -> Result<Outcome, Failure> {
-        let mut watch = Watch::new(disks);
+        let mut watch = Watch::new(labels);
         let mut cancel = self.run.cancel.clone();
         let mut events = VmEvents::start(&self.pool.client, &delegate.vm);
         let mut tick = tokio::time::interval(TICK);
@@ -292,9 +297,9 @@ impl Job<'_> {
                 watch.claim = Some(claim);
             }
             JobEvent::Progress(progress) => self.show(&progress.disks),
-            JobEvent::DiskSealed { disk, tree, id, counts } => {
+            JobEvent::DiskSealed { disk, tree, id, counts, bad } => {
                 if let Some(slot) = watch.disks.get_mut(usize::from(disk)) {
-                    let done = DiskDone { disk, size: tree.size, root: tree.root, counts };
+                    let done = DiskDone { disk, size: tree.size, root: tree.root, counts, bad };
                     *slot = Some((done, DiskAnswer { tree: id }));
                 }
             }
@@ -382,10 +387,11 @@ impl Drop for VmEvents {
 }
 
 impl Watch {
-    fn new(disks: usize) -> Self {
+    fn new(labels: Vec<String>) -> Self {
         Self {
             claim: None,
-            disks: vec![None; disks],
+            disks: vec![None; labels.len()],
+            labels,
             done: None,
             state: String::new(),
             error: None,
@@ -400,8 +406,13 @@ impl Watch {
     fn into_outcome(mut self, job: &Job<'_>) -> Result<Outcome, Failure> {
         let done = match self.done.take() {
             Some(done) if done.outcome.is_ok() => done,
-            Some(JobDone { outcome: Err(failure), .. }) => {
-                return Err(failed(job, &failure.code, &failure.message));
+            Some(JobDone { outcome: Err(failure), disk, .. }) => {
+                let label = disk.and_then(|disk| self.labels.get(usize::from(disk)));
+                let message = match label {
+                    Some(label) => format!("disk {label}: {}", failure.message),
+                    None => failure.message,
+                };
+                return Err(failed(job, &failure.code, &message));
             }
             _ => {
                 let how = if self.claim.is_some() {
@@ -462,6 +473,9 @@ fn failed(job: &Job<'_>, code: &str, message: &str) -> Failure {
         "protocol-version" => {
             Some("import the template that belongs to this version: abd template import FILE.xva")
         }
+        "read-error" => Some(
+            "look after the storage of this disk: it cannot be read there. With --skip-bad-blocks the rest is saved",
+        ),
         "bad-block" | "missing-block" => Some("run `abd verify --read-data` to see what is damaged"),
         _ => None,
     };

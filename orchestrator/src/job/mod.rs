@@ -96,6 +96,8 @@ pub enum End {
     Leftovers,
     /// The work is done, and an audit puts earlier restore points in doubt.
     Alarm,
+    /// The work is done, but for parts of a disk that could not be read.
+    BadBlocks,
     /// It was left out, as configured: see the error for why. Nothing was touched.
     Skipped,
     /// It failed.
@@ -109,6 +111,7 @@ impl End {
             End::Done => None,
             End::Leftovers => Some(Kind::Leftovers),
             End::Alarm => Some(Kind::Alarm),
+            End::BadBlocks => Some(Kind::BadBlocks),
             End::Skipped => Some(Kind::NothingDone),
             End::Failed(kind) => Some(kind),
         }
@@ -267,7 +270,7 @@ impl<'a> Job<'a> {
 
     /// The end of a job that left nothing behind.
     fn succeeded(self, summary: JobSummary) -> JobResult {
-        let end = if summary.alarms.is_empty() { End::Done } else { End::Alarm };
+        let end = end_of(&summary).unwrap_or(End::Done);
         let result = JobResult { summary: Some(summary), ..self.result(end) };
         if let Err(error) = self.journal.finish() {
             tracing::warn!("{}", error.chain());
@@ -296,7 +299,7 @@ impl<'a> Job<'a> {
 
     /// The end of a job whose work is done and whose journal stays for `reconcile`.
     fn left_something(self, summary: JobSummary) -> JobResult {
-        let end = if summary.alarms.is_empty() { End::Leftovers } else { End::Alarm };
+        let end = end_of(&summary).unwrap_or(End::Leftovers);
         let mut leftovers =
             std::mem::take(&mut *self.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         if leftovers.is_empty() {
@@ -361,6 +364,15 @@ impl<'a> Job<'a> {
 async fn requested(cancel: &mut tokio::sync::watch::Receiver<bool>) {
     if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// What a job's work came to, where it is not simply done. A restore of what could not be read once is a good one.
+fn end_of(summary: &JobSummary) -> Option<End> {
+    match () {
+        () if !summary.alarms.is_empty() => Some(End::Alarm),
+        () if summary.kind == "backup" && summary.bad().next().is_some() => Some(End::BadBlocks),
+        () => None,
     }
 }
 

@@ -131,7 +131,12 @@ impl Job<'_> {
         let positions = (FIRST_POSITION..).zip(targets);
         let attachments: Vec<_> = positions
             .clone()
-            .map(|(userdevice, target)| Attachment { vdi: target.vdi.clone(), userdevice, writable: true })
+            .map(|(userdevice, target)| Attachment {
+                vdi: target.vdi.clone(),
+                userdevice,
+                writable: true,
+                label: format!("'{}' (new VDI {})", target.disk.name, target.uuid),
+            })
             .collect();
         let work = Work::Restore {
             disks: positions
@@ -166,6 +171,7 @@ impl Job<'_> {
                 reason: "into a new VDI".into(),
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
+                bad: target.disk.bad,
             })
             .collect();
         let summary = JobSummary {

@@ -48,6 +48,13 @@ pub(super) struct Source {
     pub untracked: Option<Untracked>,
 }
 
+impl Source {
+    /// The disk as people know it: by its name, its position on the VM and its VDI.
+    pub(super) fn label(&self) -> String {
+        format!("'{}' (position {}, VDI {})", self.name, self.position, self.live_uuid)
+    }
+}
+
 impl Job<'_> {
     /// Makes the snapshot. What the journal says before and after is enough to remove it.
     pub(super) async fn snapshot(

@@ -209,9 +209,7 @@ fn changes(
     ask: &mut Option<Ask>,
 ) -> Origin {
     // Where everything is read, the nearest state is the best to compare with.
-    let whole = |(cause, why): (Cause, String)| {
-        Origin::Base(Base { tree: newest.tree }, Changes::Unknown(cause, why))
-    };
+    let whole = |(cause, why): (Cause, String)| Origin::Base(Base::of(newest), Changes::Unknown(cause, why));
     if untracked == Some(&Untracked::ByOption) {
         return whole(Untracked::ByOption.explain());
     }
@@ -223,7 +221,7 @@ fn changes(
                 Some(reference) => {
                     return match since(reference, size, untracked, ask) {
                         Changes::Unknown(cause, why) => whole((cause, why)),
-                        listed => Origin::Base(Base { tree: disk.tree }, listed),
+                        listed => Origin::Base(Base::of(disk), listed),
                     };
                 }
                 None => _ = missing.get_or_insert(uuid.as_str()),

@@ -61,6 +61,8 @@ pub struct JobOptions {
     pub checkpoint: bool,
     /// Most bytes per second that a delegate reads from its disks; no limit where absent. Never zero.
     pub rate_limit: Option<ByteCount>,
+    /// Go on without parts of a disk that cannot be read: zeros are saved there.
+    pub skip_bad_blocks: bool,
     /// What happens while storage of the VM coalesces.
     pub coalesce: CoalescePolicy,
     /// No snapshot is made that would give a disk a longer chain than this, at most [`CHAIN_LIMIT`].
@@ -91,6 +93,7 @@ impl Default for JobOptions {
             quiesce: false,
             checkpoint: false,
             rate_limit: None,
+            skip_bad_blocks: false,
             coalesce: CoalescePolicy::default(),
             // XenServer refuses at 30; the rest is for snapshots of people and of other programs.
             max_chain: 24,

@@ -103,6 +103,13 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         |o, v| o.rate_limit = Some(v.parsed(parse_rate)?)
     ),
     setting!(
+        "skip_bad_blocks",
+        "false",
+        "true or false",
+        "go on without parts of a disk that cannot be read: zeros are saved there, and the run ends with code 15",
+        |o, v| o.skip_bad_blocks = v.boolean()?
+    ),
+    setting!(
         "coalesce",
         "\"wait\"",
         "\"wait\", \"skip\" or \"ignore\"",

@@ -55,12 +55,13 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
         page.sample("abd_disk_mode", &labels, 1.0);
     }
     type Size = fn(&DiskRow) -> u64;
-    let sizes: [(&str, &str, Size); 5] = [
+    let sizes: [(&str, &str, Size); 6] = [
         ("abd_disk_size_bytes", "Size of a disk.", |disk| disk.size),
         ("abd_disk_read_bytes", "Bytes read from a disk, audits included.", |disk| disk.read),
         ("abd_disk_stored_bytes", "Bytes added to the store, compressed.", |disk| disk.stored),
         ("abd_disk_audited_bytes", "Bytes read only to check change tracking.", |disk| disk.audited),
         ("abd_disk_mismatched_bytes", "Audited bytes that tracking had missed.", |disk| disk.mismatched),
+        ("abd_disk_bad_bytes", "Bytes that could not be read; zeros are saved there.", |disk| disk.bad),
     ];
     for (name, help, size) in sizes {
         page.family(name, help);
@@ -160,6 +161,6 @@ mod tests {
                 assert_eq!(described.last(), Some(&name), "{line}");
             }
         }
-        assert_eq!(described.len(), 12);
+        assert_eq!(described.len(), 13);
     }
 }

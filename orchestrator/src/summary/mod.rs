@@ -34,7 +34,7 @@ pub struct RunSummary {
     pub ended: String,
     /// Wall time in milliseconds.
     pub elapsed_ms: u64,
-    /// `done`, `failed`, `alarm`, `leftovers`, `nothing-done` or `stopped`.
+    /// `done`, `failed`, `alarm`, `bad-blocks`, `leftovers`, `nothing-done` or `stopped`.
     pub result: &'static str,
     /// The process's exit code.
     pub exit_code: u8,
@@ -72,6 +72,8 @@ pub struct Counts {
     pub alarms: usize,
     /// Those of which something is still in the pool.
     pub leftovers: usize,
+    /// Those with disks of which a part could not be read.
+    pub bad_blocks: usize,
 }
 
 /// How one VM's job ended.
@@ -161,9 +163,18 @@ pub struct DiskRow {
     pub mismatched: u64,
     /// Bytes that were added to the store, compressed.
     pub stored: u64,
+    /// Bytes that could not be read: zeros are saved there.
+    pub bad: u64,
+    /// In so many places.
+    pub bad_ranges: u64,
 }
 
 impl VmSummary {
+    /// Disks of which a part could not be read.
+    pub fn bad(&self) -> impl Iterator<Item = &DiskRow> {
+        self.disks.iter().filter(|disk| disk.bad > 0)
+    }
+
     /// A backup that failed by an error; of which VM is to be filled in.
     pub fn failed(error: &Error) -> Self {
         Self {
@@ -210,6 +221,7 @@ impl RunSummary {
             skipped: count(&|vm| vm.result == VmResult::Skipped),
             alarms: count(&|vm| !vm.alarms.is_empty()),
             leftovers: count(&|vm| !vm.leftovers.is_empty()),
+            bad_blocks: count(&|vm| vm.bad().next().is_some()),
         };
         self.version = VERSION;
         self.read = self.vms.iter().fold(0, |sum, vm| sum.saturating_add(vm.read()));
@@ -255,6 +267,7 @@ pub fn verdict(vms: &[VmSummary], whole: &Whole) -> Option<Kind> {
         Some(first) if skipped == 0 && kinds.iter().all(|kind| kind == first) => Some(*first),
         Some(_) => Some(Kind::Failed),
         None if skipped > 0 => Some(Kind::Failed),
+        None if vms.iter().any(|vm| vm.bad().next().is_some()) => Some(Kind::BadBlocks),
         None => {
             let left = whole.has_old_leftovers || vms.iter().any(|vm| !vm.leftovers.is_empty());
             left.then_some(Kind::Leftovers)
@@ -266,6 +279,7 @@ fn word(verdict: Option<Kind>) -> &'static str {
     match verdict {
         None => "done",
         Some(Kind::Alarm) => "alarm",
+        Some(Kind::BadBlocks) => "bad-blocks",
         Some(Kind::Leftovers) => "leftovers",
         Some(Kind::NothingDone) => "nothing-done",
         Some(Kind::Cancelled) => "stopped",
@@ -323,6 +337,22 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_read_is_worse_than_leftovers_and_better_than_no_backup() {
+        let disk = DiskRow { name: "root".into(), bad: 512, bad_ranges: 1, ..DiskRow::default() };
+        let bad = VmSummary { disks: vec![disk], leftovers: vec!["VDI x".into()], ..done() };
+        assert_eq!(code(&[done(), bad.clone()]), 15);
+        assert_eq!(code(&[bad.clone(), failed(Kind::StoreFull)]), 9);
+        let alarm = VmSummary { alarms: vec!["root".into()], ..bad.clone() };
+        assert_eq!(code(&[alarm]), 13);
+        let summary =
+            RunSummary { vms: vec![bad, done()], ..RunSummary::default() }.concluded(Whole::default());
+        assert_eq!((summary.result, summary.counts.bad_blocks), ("bad-blocks", 1));
+        let said = text(&summary);
+        assert!(said.contains("BAD BLOCKS") && said.contains("512 B in 1 place"), "{said}");
+        assert!(said.contains("VDI x"), "and the rest: {said}");
+    }
+
+    #[test]
     fn what_earlier_jobs_left_counts_where_nothing_is_worse() {
         let old = Whole { has_old_leftovers: true, ..Whole::default() };
         assert_eq!(verdict(&[done()], &old), Some(Kind::Leftovers));
@@ -357,10 +387,10 @@ mod tests {
             concat!(
                 r#"{"version":1,"name":"nightly","run":"","pools":[],"store":"","started":"","ended":"","elapsed_ms":0,"#,
                 r#""result":"done","exit_code":0,"error":null,"remedy":null,"#,
-                r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0},"read":3,"stored":2,"#,
+                r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0,"bad_blocks":0},"read":3,"stored":2,"#,
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
-                r#""read":3,"audited":0,"mismatched":0,"stored":2}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );

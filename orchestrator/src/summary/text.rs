@@ -34,6 +34,7 @@ pub fn text(summary: &RunSummary) -> String {
              was reverted, a storage fault) before you rely on them.",
         );
     }
+    bad_blocks(&mut text, summary);
     table(&mut text, summary);
     failures(&mut text, summary, VmResult::Failed, "Failed");
     failures(&mut text, summary, VmResult::Skipped, "Not started");
@@ -55,6 +56,7 @@ pub(super) fn headline(summary: &RunSummary) -> String {
         "nothing-done" if counts.selected == 0 => "NOTHING DONE: no VM was selected".into(),
         "nothing-done" => format!("NOTHING DONE: none of {} was backed up", vms(counts.selected)),
         "stopped" => format!("STOPPED: {} backed up", of(counts.done)),
+        "bad-blocks" => format!("BAD BLOCKS in {}: parts of disks could not be read", vms(counts.bad_blocks)),
         "leftovers" => format!("{} backed up; something is left in the pool", vms(counts.done)),
         "failed" if missing == 0 => format!("FAILED, though {} backed up", of(counts.done)),
         "failed" => format!("FAILED: {} not backed up", of(missing)),
@@ -107,6 +109,7 @@ fn table(text: &mut String, summary: &RunSummary) {
     for vm in &summary.vms {
         let result = match vm.result {
             VmResult::Done if !vm.alarms.is_empty() => "ALARM",
+            VmResult::Done if vm.bad().next().is_some() => "BAD",
             VmResult::Done => "done",
             VmResult::Failed => "FAILED",
             VmResult::Skipped => "skipped",
@@ -151,6 +154,26 @@ fn item(text: &mut String, what: &str, remedy: Option<&str>) {
     if let Some(remedy) = remedy {
         paragraph(text, 2, &format!("what to do: {remedy}"));
     }
+}
+
+fn bad_blocks(text: &mut String, summary: &RunSummary) {
+    if summary.counts.bad_blocks == 0 {
+        return;
+    }
+    section(text, "BAD BLOCKS: what could not be read");
+    for vm in &summary.vms {
+        for disk in vm.bad() {
+            let places = if disk.bad_ranges == 1 { "place" } else { "places" };
+            let what = format!("{} in {} {places}", short_size(disk.bad), disk.bad_ranges);
+            paragraph(text, 0, &format!("{}: {what} of {} (VDI {})", vm.vm, disk.name, disk.vdi));
+        }
+    }
+    paragraph(
+        text,
+        2,
+        "The new restore points have zeros there; `abd show` lists the places. The next backup reads them again. Look \
+         after the storage; what was there may be found in an earlier restore point.",
+    );
 }
 
 fn leftovers(text: &mut String, summary: &RunSummary) {

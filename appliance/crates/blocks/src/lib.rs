@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod bad;
 mod bitmap;
 mod plan;
 mod units;
 
 pub use audit::Audit;
+pub use bad::{BadGatherer, BadRanges, ByteRange};
 pub use bitmap::{BitmapError, ChangedBlocks, Runs};
 pub use plan::{Read, ReadPlan};
 pub use units::{BLOCK_SIZE, BlockCount, BlockIndex, BlockRange, ByteCount, ByteOffset, MAX_DISK_SIZE};

@@ -27,6 +27,29 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// More of the device cannot be read than may be left out.
+    #[error(
+        "{bad} of {device} cannot be read, the last at {offset}, and {limit} may be left out at most: it is not saved \
+         by leaving out a few blocks"
+    )]
+    Unreadable {
+        /// Name of the device.
+        device: String,
+        /// What could not be read until then.
+        bad: ByteCount,
+        /// How much may be left out.
+        limit: ByteCount,
+        /// Where the limit was passed.
+        offset: ByteOffset,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Whoever runs the engine did not want to go on.
+    #[error("reading {device} was stopped")]
+    Stopped {
+        /// Name of the device.
+        device: String,
+    },
     /// The device ends before the plan does.
     #[error(
         "{device} ends at {end}, {missing} of the read at {offset} are missing: it shrank while it was read"

@@ -3,11 +3,13 @@
 //! Owns: the buffer pool, the opening of devices for reading, and two engines behind [`ReadEngine`]: io_uring, and
 //! plain `pread` as its oracle and fallback. Promises: every buffer that comes out holds exactly the bytes of its
 //! read; memory is fixed when the pool is made; an operation owns its buffer until the kernel is done with it; short
-//! reads are completed and a disk that ends too early is an error. Never: writes, looks at what it read, reads what
-//! was not planned.
+//! reads are completed and a disk that ends too early is an error; what cannot be read is tried again, narrowed down,
+//! and then an error or, where that was asked for, zeros with a list of where they stand. Never: writes, looks at what
+//! it read, reads what was not planned.
 //!
 //! This is the one crate with `unsafe`: the pool's memory, and the ring that the kernel writes it through.
 
+mod care;
 mod error;
 mod pool;
 mod pread;
@@ -15,11 +17,13 @@ mod seam;
 mod source;
 mod uring;
 
+pub use care::{Care, RETRY_PAUSES, bad_limit};
 pub use error::Error;
 pub use pool::{Buffer, Pool};
+pub use seam::{Asked, Seam};
 pub use source::Source;
 
-use blocks::Read;
+use blocks::{ByteRange, Read};
 
 /// Reads kept in flight by the io_uring engine, pool permitting: from 16 on a disk gives all it has.
 pub const QUEUE_DEPTH: usize = 32;
@@ -36,6 +40,8 @@ pub struct Filled {
     pub read: Read,
     /// Its bytes, as many as `read.size` says.
     pub buffer: Buffer,
+    /// Parts of the disk that could not be read and were given up, ascending: zeros in the buffer.
+    pub bad: Vec<ByteRange>,
 }
 
 /// Carries out a plan of reads.
@@ -70,15 +76,15 @@ pub fn probe() -> Result<(), String> {
 }
 
 /// An engine for one disk; its buffers come from `pool`.
-pub fn engine(source: Source, pool: &Pool, choice: Choice) -> Box<dyn ReadEngine> {
+pub fn engine<'a>(source: Source, pool: &Pool, choice: Choice, care: Care<'a>) -> Box<dyn ReadEngine + 'a> {
     let why = match choice {
         Choice::Pread => "asked for".to_owned(),
-        Choice::Best => match probe().and_then(|()| uring::Uring::new(&source, pool, seam::none())) {
-            Ok(engine) => return Box::new(engine),
+        Choice::Best => match probe().and_then(|()| uring::Ring::new(&source, pool)) {
+            Ok(ring) => return Box::new(uring::Uring::new(ring, care)),
             Err(why) => why,
         },
     };
-    Box::new(pread::Pread::new(source, pool, &why, seam::none()))
+    Box::new(pread::Pread::new(source, pool, &why, care))
 }
 
 #[cfg(test)]

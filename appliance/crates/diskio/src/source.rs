@@ -4,8 +4,12 @@ use crate::Error;
 use crate::pool::ALIGNMENT;
 use blocks::{ByteCount, ByteOffset, Read};
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+/// The least that a disk reads at once. Many read 4 KiB.
+pub(crate) const SECTOR: usize = 512;
 
 /// A disk or a file, open read-only: once past the page cache where the file system takes that, and once through it
 /// for what is not aligned.
@@ -61,19 +65,18 @@ impl Source {
     }
 }
 
-/// What to ask for after `done` bytes of `read` are there: whole 4 KiB units directly, the rest through the page
-/// cache, because `O_DIRECT` takes neither a size nor an offset in between.
+/// What to ask for of the bytes `left` of `read` that are still missing: whole 4 KiB units directly, the rest through
+/// the page cache, because `O_DIRECT` takes neither a size nor an offset in between.
 pub(crate) fn next_step(
     read: &Read,
-    done: usize,
+    left: Range<usize>,
     can_direct: bool,
     clip: impl FnOnce(usize) -> usize,
 ) -> Step {
-    let size = size_of(read);
-    assert!(done < size, "a finished read has no next step");
-    let offset = read.offset.get() + done as u64;
-    let left = size - done;
-    let aligned = offset.is_multiple_of(ALIGNMENT as u64) && done.is_multiple_of(ALIGNMENT);
+    assert!(!left.is_empty(), "a finished read has no next step");
+    let offset = read.offset.get() + left.start as u64;
+    let aligned = offset.is_multiple_of(ALIGNMENT as u64) && left.start.is_multiple_of(ALIGNMENT);
+    let left = left.len();
     let direct = can_direct && aligned && left >= ALIGNMENT;
     let size = if direct {
         let whole = left / ALIGNMENT * ALIGNMENT;

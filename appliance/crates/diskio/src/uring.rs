@@ -4,12 +4,13 @@
 //! it out nor drops it before the kernel has answered. If the ring fails while reads are in flight, their buffers are
 //! leaked rather than handed to somebody else.
 
+use crate::care::{Care, is_unreadable};
 use crate::pool::Buffer;
 use crate::pread::is_transient;
-use crate::seam::Seam;
-use crate::source::{next_step, size_of};
+use crate::seam::Asked;
+use crate::source::{Step, next_step, size_of};
 use crate::{Error, Filled, Pool, QUEUE_DEPTH, RETRY_LIMIT, ReadEngine, Source};
-use blocks::Read;
+use blocks::{ByteOffset, Read};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -19,8 +20,19 @@ use std::os::fd::AsRawFd;
 const BUFFERED: types::Fixed = types::Fixed(0);
 const DIRECT: types::Fixed = types::Fixed(1);
 
-pub(crate) struct Uring {
+/// A ring that knows a disk and the pool's buffers.
+pub(crate) struct Ring {
     // Before the pool: fields are dropped in order, and closing the ring unregisters the pool's memory.
+    ring: IoUring,
+    source: Source,
+    pool: Pool,
+    depth: usize,
+    registered: bool,
+    name: String,
+}
+
+pub(crate) struct Uring<'a> {
+    // Before the pool, as above.
     ring: IoUring,
     source: Source,
     pool: Pool,
@@ -32,7 +44,7 @@ pub(crate) struct Uring {
     /// Taken from the plan, waiting for a buffer.
     planned: Option<Read>,
     next_sequence: u64,
-    seam: Box<dyn Seam>,
+    care: Care<'a>,
 }
 
 struct Operation {
@@ -41,7 +53,7 @@ struct Operation {
     buffer: Buffer,
     done: usize,
     retries: u32,
-    direct: bool,
+    step: Step,
 }
 
 /// Whether a ring can be made and knows the operations that are used.
@@ -61,8 +73,8 @@ pub(crate) fn probe() -> Result<(), String> {
     Ok(())
 }
 
-impl Uring {
-    pub(crate) fn new(source: &Source, pool: &Pool, seam: Box<dyn Seam>) -> Result<Self, String> {
+impl Ring {
+    pub(crate) fn new(source: &Source, pool: &Pool) -> Result<Self, String> {
         let depth = QUEUE_DEPTH.min(pool.count());
         let entries = u32::try_from(depth).expect("QUEUE_DEPTH is small");
         let ring = IoUring::new(entries).map_err(|error| format!("io_uring cannot be set up: {error}"))?;
@@ -84,19 +96,26 @@ impl Uring {
             Ok(()) => "io_uring".to_owned(),
             Err(error) => format!("io_uring without registered buffers: {error}"),
         };
-        Ok(Self {
-            source,
-            pool: pool.clone(),
+        Ok(Self { ring, source, pool: pool.clone(), depth, registered: outcome.is_ok(), name })
+    }
+}
+
+impl<'a> Uring<'a> {
+    pub(crate) fn new(ring: Ring, care: Care<'a>) -> Self {
+        let Ring { ring, source, pool, depth, registered, name } = ring;
+        Self {
             ring,
-            registered: outcome.is_ok(),
+            source,
+            pool,
+            registered,
             name,
             in_flight: (0..depth).map(|_| None).collect(),
             in_flight_count: 0,
             ready: VecDeque::with_capacity(depth),
             planned: None,
             next_sequence: 0,
-            seam,
-        })
+            care,
+        }
     }
 
     /// Takes reads from the plan for as long as there are buffers and room in the ring.
@@ -118,17 +137,21 @@ impl Uring {
             self.next_sequence += 1;
             let slot = self.in_flight.iter().position(Option::is_none).expect("counted above");
             self.in_flight_count += 1;
-            let operation = Operation { sequence, read, buffer, done: 0, retries: 0, direct: false };
-            self.push(slot, operation)?;
+            let step = self.step(&read, 0);
+            self.push(slot, Operation { sequence, read, buffer, done: 0, retries: 0, step })?;
         }
         Ok(())
     }
 
-    /// Queues the next step of an operation, which owns its buffer from here on.
-    fn push(&mut self, slot: usize, mut operation: Operation) -> Result<(), Error> {
+    /// What to ask for after `done` bytes of a read.
+    fn step(&mut self, read: &Read, done: usize) -> Step {
         let can_direct = self.source.direct.is_some();
-        let step = next_step(&operation.read, operation.done, can_direct, |size| self.seam.clip(size));
-        operation.direct = step.direct;
+        next_step(read, done..size_of(read), can_direct, |size| self.care.seam.clip(size))
+    }
+
+    /// Queues the step of an operation, which owns its buffer from here on.
+    fn push(&mut self, slot: usize, mut operation: Operation) -> Result<(), Error> {
+        let step = operation.step;
         let file = if step.direct { DIRECT } else { BUFFERED };
         let pointer = operation.buffer.pointer(operation.done).as_ptr();
         let size = u32::try_from(step.size).expect("buffers are far below 4 GiB");
@@ -172,25 +195,36 @@ impl Uring {
         let slot = usize::try_from(answer.user_data()).expect("a slot's number");
         let mut operation = self.in_flight[slot].take().expect("the kernel answers every operation once");
         self.in_flight_count -= 1;
-        match self.seam.answer(answer.result()) {
+        let Step { offset, size, direct } = operation.step;
+        let asked = Asked { offset: ByteOffset::new(offset), size };
+        let mut bad = Vec::new();
+        let read_size = size_of(&operation.read);
+        match self.care.seam.answer(asked, answer.result()) {
             0 => return Err(self.source.ended(&operation.read, operation.done)),
             count if count > 0 => {
                 operation.done += count.unsigned_abs() as usize;
                 operation.retries = 0;
             }
             // The file system opened with O_DIRECT but does not read that way.
-            errno if operation.direct && -errno == libc::EINVAL => self.source.direct = None,
+            errno if direct && -errno == libc::EINVAL => self.source.direct = None,
             errno if is_transient(-errno) && operation.retries < RETRY_LIMIT => operation.retries += 1,
+            // The kernel is done with the buffer. Other reads stay in flight meanwhile.
+            errno if is_unreadable(-errno) => {
+                let Operation { read, buffer, .. } = &mut operation;
+                let failure = io::Error::from_raw_os_error(-errno);
+                bad = self.care.read_again(&mut self.source, read, buffer, failure)?;
+                operation.done = read_size;
+            }
             errno => return Err(self.source.failed(&operation.read, io::Error::from_raw_os_error(-errno))),
         }
-        let size = size_of(&operation.read);
-        if operation.done < size {
+        if operation.done < read_size {
+            operation.step = self.step(&operation.read, operation.done);
             self.in_flight_count += 1;
             return self.push(slot, operation);
         }
         let Operation { sequence, read, mut buffer, .. } = operation;
-        buffer.set_len(size);
-        self.ready.push_back(Filled { sequence, read, buffer });
+        buffer.set_len(read_size);
+        self.ready.push_back(Filled { sequence, read, buffer, bad });
         Ok(())
     }
 
@@ -217,7 +251,7 @@ fn is_busy(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| is_transient(errno) || errno == libc::EBUSY)
 }
 
-impl ReadEngine for Uring {
+impl ReadEngine for Uring<'_> {
     fn next(&mut self, plan: &mut dyn Iterator<Item = Read>) -> Option<Result<Filled, Error>> {
         self.advance(plan).transpose()
     }
@@ -227,7 +261,7 @@ impl ReadEngine for Uring {
     }
 }
 
-impl Drop for Uring {
+impl Drop for Uring<'_> {
     fn drop(&mut self) {
         while self.in_flight_count > 0 {
             if self.wait().is_err() {

@@ -11,7 +11,7 @@ mod keys;
 mod messages;
 mod order;
 
-pub use blocks::Audit;
+pub use blocks::{Audit, BadRanges, ByteRange};
 pub use keys::*;
 pub use messages::*;
 pub use order::*;
@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 /// Version of everything in this crate. Both sides are shipped together; a difference means that the
 /// template in the pool does not belong to the orchestrator, and is refused with that sentence.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Largest message body that either side reads: a batch of sealed blocks.
 pub const MAX_MESSAGE_SIZE: usize = 8 << 20;

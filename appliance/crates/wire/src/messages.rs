@@ -1,6 +1,6 @@
 //! Questions, answers and reports. All calls go from the ABD to the orchestrator.
 
-use blocks::{BlockIndex, ByteCount};
+use blocks::{BadRanges, BlockIndex, ByteCount};
 use seal::{BlockId, NodeId, Tree, TreeId};
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +137,7 @@ pub struct PackAnswer {
 }
 
 /// A disk was read to its end, and every pack of it was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskDone {
     /// Position in the order's list of disks.
     pub disk: u16,
@@ -147,6 +147,8 @@ pub struct DiskDone {
     pub root: Option<NodeId>,
     /// What the disk took.
     pub counts: DiskCounts,
+    /// What could not be read, where the order allows that: zeros in the tree. Nothing of a restore.
+    pub bad: BadRanges,
 }
 
 impl DiskDone {
@@ -229,6 +231,8 @@ pub struct Usage {
 pub struct JobDone {
     /// How it ended.
     pub outcome: Result<(), Failure>,
+    /// The disk that it failed at, where it was one: a position in the order's list of disks.
+    pub disk: Option<u16>,
     /// Counts of each disk of the order.
     pub disks: Vec<DiskCounts>,
     /// Resources used.

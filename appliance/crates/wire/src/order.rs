@@ -47,6 +47,9 @@ pub enum Work {
         /// Bytes per second that are read at most, all disks together and audits included: at least
         /// [`MIN_RATE_LIMIT`]. None, or 0, is as fast as it goes.
         rate_limit: Option<ByteCount>,
+        /// Whether a backup goes on without what cannot be read: zeros stand there, and [`crate::DiskDone::bad`] says
+        /// where. Else the first such part ends the job.
+        skip_bad_blocks: bool,
         /// The disks, in the order in which they are read.
         disks: Vec<BackupDisk>,
     },

@@ -1,6 +1,6 @@
 //! Golden bytes of the messages that must never change within a protocol version, and hostile input.
 
-use blocks::{BlockCount, BlockIndex, ByteCount};
+use blocks::{BlockCount, BlockIndex, ByteCount, ByteOffset};
 use proptest::prelude::*;
 use seal::{BlockId, NodeId, Tree};
 use wire::*;
@@ -41,6 +41,7 @@ fn golden_order() {
             level: 1,
             pack_size: 16 << 20,
             rate_limit: Some(ByteCount::new(1 << 20)),
+            skip_bad_blocks: true,
             disks: vec![BackupDisk {
                 userdevice: 4,
                 size: ByteCount::new(65537),
@@ -54,7 +55,7 @@ fn golden_order() {
     let mut expected = b"\x01j".to_vec();
     expected.extend([9; 32]);
     expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08");
-    expected.extend(b"\x01\x80\x80\x40\x01\x04\x81\x80\x04\x03\x80\x04\x01");
+    expected.extend(b"\x01\x80\x80\x40\x01\x01\x04\x81\x80\x04\x03\x80\x04\x01");
     expected.extend([7; 32]);
     expected.extend(b"\x01\xac\x02\xe8\x07\x40");
     assert_eq!(encode(&order), expected);
@@ -91,8 +92,14 @@ fn golden_disk_done() {
             mismatched: ByteCount::new(300),
             first_mismatch: Some(BlockIndex::new(11)),
         },
+        bad: BadRanges {
+            bytes: ByteCount::new(512),
+            count: 1,
+            ranges: vec![ByteRange { offset: ByteOffset::new(65536), size: ByteCount::new(512) }],
+        },
     };
-    let expected = b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b";
+    let expected =
+        b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b\x80\x04\x01\x01\x80\x80\x04\x80\x04";
     assert_eq!(encode(&done), expected);
     assert_eq!(decode::<DiskDone>(expected), Ok(done));
 }

@@ -45,10 +45,10 @@ fn a_point_of_version_1_is_read_and_its_missing_members_mean_nothing_special() {
 #[test]
 fn a_later_version_is_refused_by_number_and_not_called_damage_of_a_member() {
     let (_dir, store) = store();
-    let id = place(&store, &VERSION_1.replace("\"version\": 1", "\"version\": 3").replace("scan", "psychic"));
+    let id = place(&store, &VERSION_1.replace("\"version\": 1", "\"version\": 4").replace("scan", "psychic"));
     let error = store.point(id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("version 3 is not known"), "{error}");
+    assert!(error.to_string().contains("version 4 is not known"), "{error}");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn what_an_alarm_leaves_in_a_point_is_written_and_read_back() {
 
     let bytes = fs::read(store.dir().join(format!("points/{id}.json"))).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-    assert_eq!(json["version"], 2);
+    assert_eq!(json["version"], ads::RestorePoint::VERSION);
     assert_eq!((&json["job_name"], &json["quiesced"]), (&"nightly".into(), &true.into()));
     assert_eq!(json["checkpoint"], true);
     let first = &json["disks"][0];

@@ -66,7 +66,12 @@ fn code<T>(refused: Result<T, (u16, Failure)>) -> (u16, String) {
 }
 
 fn done(disks: usize) -> JobDone {
-    JobDone { outcome: Ok(()), disks: vec![DiskCounts::default(); disks], usage: Usage::default() }
+    JobDone {
+        outcome: Ok(()),
+        disk: None,
+        disks: vec![DiskCounts::default(); disks],
+        usage: Usage::default(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,6 +94,7 @@ async fn a_disk_goes_in_and_comes_out() {
             tree: packed.tree,
             id: answer.tree,
             counts: counts(bytes.len()),
+            bad: BadRanges::default(),
         };
         assert_eq!(event, expected);
         trees.push(packed.tree);
@@ -157,7 +163,7 @@ async fn keys_jobs_and_versions_are_told_apart() {
     claim.protocol = 9;
     let (status, failure) = abd.ask::<_, Order>(PATH_CLAIM, &claim).await.unwrap_err();
     assert_eq!((status, failure.code.as_str()), (400, "protocol-version"));
-    assert!(failure.message.contains("version 9") && failure.message.contains("version 2"), "{failure}");
+    assert!(failure.message.contains("version 9") && failure.message.contains("version 3"), "{failure}");
     assert_eq!(code(abd.raw(Method::POST, PATH_PROGRESS, "".into()).await), (403, "not-in-order".into()));
     let order = abd.claim("mine").await.unwrap();
     assert_eq!(abd.claim("mine").await.unwrap(), order, "same key, same order");
@@ -248,6 +254,7 @@ async fn an_abd_stays_within_its_order() {
         size: ByteCount::new(size as u64),
         root: tree.root,
         counts: DiskCounts::default(),
+        bad: BadRanges::default(),
     };
     let call = finished(7, bytes.len(), foreign);
     assert_eq!(code(abd.ask::<_, DiskAnswer>(PATH_DISK_DONE, &call).await).1, "not-in-order");
@@ -260,6 +267,14 @@ async fn an_abd_stays_within_its_order() {
         abd.put(pack).await.unwrap();
     }
     let call = finished(0, bytes.len(), packed.tree);
+    // The order says to read the disk whole.
+    let bad = BadRanges {
+        bytes: ByteCount::new(512),
+        count: 1,
+        ranges: vec![ByteRange { offset: blocks::ByteOffset::new(0), size: ByteCount::new(512) }],
+    };
+    let partial = DiskDone { bad, ..call.clone() };
+    assert_eq!(code(abd.ask::<_, DiskAnswer>(PATH_DISK_DONE, &partial).await).1, "not-in-order");
     let (status, failure) = abd.ask::<_, DiskAnswer>(PATH_DISK_DONE, &call).await.unwrap_err();
     assert_eq!((status, failure.code.as_str()), (409, "missing-block"));
     assert!(failure.message.contains("at 0x0 of the disk"), "{failure}");
@@ -407,6 +422,7 @@ async fn three_clients_at_once_share_their_blocks() {
                 size: packed.tree.size,
                 root: packed.tree.root,
                 counts: DiskCounts::default(),
+                bad: BadRanges::default(),
             };
             let answer: DiskAnswer = abd.ask(PATH_DISK_DONE, &done).await.unwrap();
             assert_eq!(answer.tree, packed.tree.id(&key));
@@ -472,7 +488,13 @@ async fn grants_that_contradict_themselves_are_refused() {
     let mut audited = disks.clone();
     assert!(open("job", limited.clone(), vec![None]).contains("rate limit"));
     audited[0].audit = Some(Audit::with_seed(1));
-    limited.work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, disks: audited };
+    limited.work = Work::Backup {
+        level: 1,
+        pack_size: 1 << 20,
+        rate_limit: None,
+        skip_bad_blocks: false,
+        disks: audited,
+    };
     assert!(open("job", limited, vec![None]).contains("audit without a bitmap"));
     let mut foreign = plain.clone();
     foreign.id_key.0[0] ^= 1;

@@ -52,3 +52,4 @@ pub use flavour::{ApiVersion, Flavour};
 pub use lab::client::LabClient;
 pub use rbac::Role;
 pub use server::{Ports, Simulator};
+pub use storage::surface::Surface;

@@ -13,6 +13,7 @@ use crate::rpc::value::{Record, Value, format_date};
 use crate::step::Stepper;
 use crate::storage::cbt::Logs;
 use crate::storage::chain::Chains;
+use crate::storage::surface::Surfaces;
 use crate::storage::track::Baselines;
 use crate::store::db::Db;
 use crate::store::methods::{Method, methods};
@@ -36,6 +37,7 @@ pub(crate) struct State {
     pub(crate) cbt: Logs,
     pub(crate) chains: Chains,
     pub(crate) baselines: Baselines,
+    pub(crate) surfaces: Surfaces,
     /// Disks that storage still holds although their guest is gone.
     pub(crate) lagging: HashMap<String, Instant>,
     /// Disks that a data handler has attached to the control domain, with the number of transfers.
@@ -54,6 +56,7 @@ impl State {
             cbt: Logs::default(),
             chains: Chains::default(),
             baselines: Baselines::default(),
+            surfaces: Surfaces::default(),
             lagging: HashMap::new(),
             exports: HashMap::new(),
             domains: HashMap::new(),

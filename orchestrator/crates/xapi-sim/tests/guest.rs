@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use xapi_sim::Surface;
 use xapi_sim::guest::{
     Engine, Firmware, Guest, GuestConfig, GuestDisk, GuestError, GuestEvent, GuestNic, start,
 };
@@ -95,7 +96,7 @@ impl Lab {
 }
 
 fn disk(userdevice: u16, path: PathBuf, bootable: bool) -> GuestDisk {
-    GuestDisk { userdevice, path, read_only: false, bootable }
+    GuestDisk { userdevice, path, read_only: false, bootable, surface: Surface::default() }
 }
 
 fn channel() -> (mpsc::Sender<GuestEvent>, mpsc::Receiver<GuestEvent>) {
@@ -186,7 +187,7 @@ async fn read_only_disks_are_shared_and_writable_ones_are_not() {
     let mut guests: Vec<(Guest, mpsc::Receiver<GuestEvent>)> = Vec::new();
     for name in ["a", "b"] {
         let mut config = lab.sleeper(name);
-        let shared = GuestDisk { userdevice: 4, path: source.clone(), read_only: true, bootable: false };
+        let shared = GuestDisk { read_only: true, ..disk(4, source.clone(), false) };
         config.disks.push(shared);
         let (sender, events) = channel();
         guests.push((start(config, sender).await.unwrap(), events));

@@ -271,11 +271,18 @@ async fn disk_done(shared: &Shared, session: &Arc<Session>, done: DiskDone) -> R
         let message = format!("disk {} is finished with another tree", done.disk);
         return Err(Refusal::not_in_order(message));
     }
+    if !done.bad.is_empty() && !session.may_skip_bad_blocks() {
+        let message = format!("disk {} was to be read whole, {} of it are missing", done.disk, done.bad);
+        return Err(Refusal::not_in_order(message));
+    }
+    if let Some(fault) = done.bad.fault(tree.size) {
+        return Err(Refusal::bad_message(format!("unreadable parts of disk {}: {fault}", done.disk)));
+    }
     let (store, session) = (shared.store.clone(), session.clone());
     let permit = read_permit(&session).await?;
     blocking(permit, move || {
         let id = store.finish_tree(tree, base)?;
-        session.seal(done.disk, tree, id, done.counts);
+        session.seal(done, id);
         Ok(wire::encode(&DiskAnswer { tree: id }).into())
     })
     .await

@@ -36,6 +36,8 @@ pub enum JobEvent {
         id: TreeId,
         /// What the ABD counted.
         counts: wire::DiskCounts,
+        /// What it could not read, where its order allowed that.
+        bad: wire::BadRanges,
     },
     /// The ABD's last words. Told once.
     Done(wire::JobDone),
@@ -144,6 +146,11 @@ impl Session {
         }
     }
 
+    /// Whether a backup may go on without what cannot be read.
+    pub(super) fn may_skip_bad_blocks(&self) -> bool {
+        matches!(self.order.work, Work::Backup { skip_bad_blocks: true, .. })
+    }
+
     pub(super) fn is_backup(&self) -> bool {
         matches!(self.order.work, Work::Backup { .. })
     }
@@ -180,10 +187,12 @@ impl Session {
         lock(&self.state).sealed.get(&disk).copied()
     }
 
-    pub(super) fn seal(&self, disk: u16, tree: Tree, id: TreeId, counts: wire::DiskCounts) {
+    pub(super) fn seal(&self, done: wire::DiskDone, id: TreeId) {
+        let (disk, tree) = (done.disk, done.tree());
         if lock(&self.state).sealed.insert(disk, tree).is_none() {
             tracing::info!(job = %self.job, disk, tree = %id, "disk finished");
-            self.events.push(JobEvent::DiskSealed { disk, tree, id, counts });
+            let wire::DiskDone { counts, bad, .. } = done;
+            self.events.push(JobEvent::DiskSealed { disk, tree, id, counts, bad });
         }
     }
 

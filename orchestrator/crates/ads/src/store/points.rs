@@ -25,7 +25,7 @@ const SHORT_DIGITS: usize = 12;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PointId([u8; 32]);
 
-/// The record that makes a backup exist. Members with a default are absent in points of version 1.
+/// The record that makes a backup exist. Members with a default are absent in points of earlier versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RestorePoint {
     /// [`RestorePoint::VERSION`]; of a point that was read, the version it was written with.
@@ -114,6 +114,9 @@ pub struct PointDisk {
     /// caught forgetting writes.
     #[serde(default)]
     pub suspect: Vec<PointId>,
+    /// What could not be read: zeros stand there. The next backup must read it again, whatever change tracking says.
+    #[serde(default)]
+    pub bad: wire::BadRanges,
 }
 
 /// What a disk is to its VM.
@@ -170,8 +173,9 @@ pub struct Points {
 
 impl RestorePoint {
     /// The version that this program writes. A program that knows only version 1 must not read it: it would give a
-    /// memory image to a VM as a disk.
-    pub const VERSION: u32 = 2;
+    /// memory image to a VM as a disk. One that knows only version 2 would leave zeros for ever where a disk could not
+    /// be read once.
+    pub const VERSION: u32 = 3;
     /// The oldest version that this program reads.
     pub const OLDEST_VERSION: u32 = 1;
 }
@@ -246,6 +250,9 @@ impl Store {
                     "the cause '{}' of VDI {} is not in kebab case",
                     disk.cause, disk.vdi
                 ));
+            }
+            if let Some(fault) = disk.bad.fault(disk.tree.size) {
+                return refused(format!("the unreadable parts of VDI {} have {fault}", disk.vdi));
             }
             self.check_finished(disk)?;
         }

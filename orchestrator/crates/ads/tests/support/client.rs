@@ -134,8 +134,13 @@ impl Abd {
         for pack in packed.data.iter().chain(&packed.nodes) {
             assert_eq!(self.put(pack).await.unwrap().stored.get(), pack.bytes.len() as u64);
         }
-        let done =
-            DiskDone { disk, size: packed.tree.size, root: packed.tree.root, counts: counts(bytes.len()) };
+        let done = DiskDone {
+            disk,
+            size: packed.tree.size,
+            root: packed.tree.root,
+            counts: counts(bytes.len()),
+            bad: BadRanges::default(),
+        };
         let answer = self.ask(PATH_DISK_DONE, &done).await.unwrap();
         (packed, answer)
     }
@@ -187,7 +192,7 @@ pub fn backup_work(disks: &[(usize, Start)]) -> Work {
         audit: None,
     });
     let pack_size = super::PACK_SIZE as u32;
-    Work::Backup { level: 1, pack_size, rate_limit: None, disks: disks.collect() }
+    Work::Backup { level: 1, pack_size, rate_limit: None, skip_bad_blocks: false, disks: disks.collect() }
 }
 
 pub fn restore_work(trees: &[Tree]) -> Work {

@@ -161,6 +161,7 @@ pub fn point(store: &Store, vm: &str, created: &str, trees: &[Tree]) -> RestoreP
         reference: None,
         base: None,
         suspect: Vec::new(),
+        bad: wire::BadRanges::default(),
     });
     RestorePoint {
         version: RestorePoint::VERSION,

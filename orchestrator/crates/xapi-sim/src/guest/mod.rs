@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::storage::surface::Surface;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -100,6 +101,8 @@ pub struct GuestDisk {
     pub read_only: bool,
     /// Whether firmware may boot from it; with several, the lowest `userdevice` comes first.
     pub bootable: bool,
+    /// What is wrong with its medium, for a delegate that is a process.
+    pub surface: Surface,
 }
 
 /// A network card of a guest.

@@ -8,6 +8,7 @@ use crate::failure::Outcome;
 use crate::http::wire::Head;
 use crate::rpc::value::Value as ApiValue;
 use crate::sim::{Context, State};
+use crate::storage::surface::Surface;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -143,6 +144,15 @@ impl Disk {
         })?;
         note(&self.context, json!({"what": "tracking reset", "vdi": self.uuid, "how": how}));
         Ok(json!({"how": how}))
+    }
+
+    /// Replaces what is wrong with the medium under the disk and its snapshots; `{}` heals it. A delegate sees what there
+    /// is when it starts.
+    pub(super) fn damage(&self, wanted: Value) -> Outcome<Value> {
+        let surface: Surface = serde_json::from_value(wanted.clone()).map_err(|e| bad(e.to_string()))?;
+        self.context.with(|s| s.surfaces.set(&self.uuid, surface));
+        note(&self.context, json!({"what": "medium changed", "vdi": self.uuid, "surface": wanted}));
+        Ok(json!({}))
     }
 
     /// The log of the live disk forgets what was written to a range: the fault that nobody is told of.

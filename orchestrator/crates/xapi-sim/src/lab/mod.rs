@@ -11,6 +11,7 @@
 //! | `POST vdi/ID/zero?offset=&length=`, `POST vdi/ID/resize?size=` | zeroes a range, grows the disk |
 //! | `GET vdi/ID/digest?sparse=1` | size and digests: see [`contents`] |
 //! | `GET vdi/ID/path` | the raw file behind it |
+//! | `POST vdi/ID/surface` | what is wrong with the medium of a disk and its snapshots, for delegates that are processes |
 //! | `POST vdi/ID/cbt-reset?how=`, `POST vdi/ID/cbt-forget?offset=&size=` | breaks change tracking: see [`fate`] |
 //! | `POST guest/ID/kill`, `POST guest/ID/link?up=` | kills a guest, pulls (0) or plugs (1) its network cable |
 //! | `GET guest/ID/console` | what it printed |
@@ -129,6 +130,10 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
                 ("POST", ["zero"]) => disk.zero(head).await.map(Answer::Json),
                 ("GET", ["digest"]) => disk.digest(head).await.map(Answer::Json),
                 ("POST", ["resize"]) => disk.resize(head).map(Answer::Json),
+                ("POST", ["surface"]) => {
+                    let wanted = json_body(head, stream).await?;
+                    disk.damage(wanted).map(Answer::Json)
+                }
                 ("POST", ["cbt-reset"]) => disk.reset_tracking(head).map(Answer::Json),
                 ("POST", ["cbt-forget"]) => disk.forget_changes(head).map(Answer::Json),
                 ("GET", ["path"]) => Ok(Answer::Json(json!({"path": disk.path()}))),

@@ -10,5 +10,6 @@ pub(crate) mod moving;
 pub(crate) mod repository;
 pub(crate) mod space;
 pub(crate) mod sr;
+pub(crate) mod surface;
 pub(crate) mod track;
 pub(crate) mod vdi;

@@ -7,7 +7,7 @@ use crate::guest::{Engine, Firmware, GuestConfig, GuestDisk, GuestNic};
 use crate::operation::Operation;
 use crate::rpc::value::{NULL, Value};
 use crate::sim::{Context, State, now};
-use crate::storage::{sr, track, vdi};
+use crate::storage::{sr, surface, track, vdi};
 use crate::store::db::Db;
 use crate::vbd;
 use serde_json::json;
@@ -202,7 +202,7 @@ fn guest_config(context: &Context, state: &State, vm: &str) -> Outcome<Option<Gu
     if other.get(GUEST_KEY).and_then(Value::as_text) == Some("none") {
         return Ok(None);
     }
-    let disks = guest_disks(context, db, vm)?;
+    let disks = guest_disks(context, state, vm)?;
     if !rules::is_hvm(db, vm) || !disks.iter().any(|d| d.bootable) {
         return Ok(None);
     }
@@ -224,7 +224,8 @@ fn guest_config(context: &Context, state: &State, vm: &str) -> Outcome<Option<Gu
     }))
 }
 
-fn guest_disks(context: &Context, db: &Db, vm: &str) -> Outcome<Vec<GuestDisk>> {
+fn guest_disks(context: &Context, state: &State, vm: &str) -> Outcome<Vec<GuestDisk>> {
+    let db = &state.db;
     let mut disks = Vec::new();
     for vbd in db.list("VM", vm, "VBDs") {
         let vdi = db.text("VBD", &vbd, "VDI");
@@ -238,6 +239,7 @@ fn guest_disks(context: &Context, db: &Db, vm: &str) -> Outcome<Vec<GuestDisk>> 
             path: vdi::path_of(&context.sim.config, db, &vdi),
             read_only: db.text("VBD", &vbd, "mode") == "RO",
             bootable: db.flag("VBD", &vbd, "bootable"),
+            surface: surface::under(state, &vdi),
         });
     }
     Ok(disks)

@@ -86,7 +86,7 @@ impl Orchestrator {
 fn backup() -> Work {
     let size = ByteCount::new(SIZE as u64);
     let disks = vec![BackupDisk { userdevice: 4, size, start: Start::Nothing, audit: None }];
-    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, disks }
+    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, skip_bad_blocks: false, disks }
 }
 
 fn lab() -> Lab {

@@ -4,6 +4,7 @@
 //! by their number, a network that is always configured, the watchdog that ends everything.
 
 use super::{LINK_KEY, Machine, MachineDisk, cable, link_value};
+use crate::storage::surface::Surface;
 use abd_appliance::init::VERSION;
 use abd_appliance::init::lifeline::{DEFAULT_LIMIT, LIMIT_MAX, LIMIT_MIN, Ticker};
 use abd_appliance::platform::memory::{self, Memory};
@@ -299,6 +300,11 @@ impl Outside for Surroundings {
             return Err(devices::Error::ReadOnly { userdevice: disk.userdevice, name: disk.name });
         }
         Ok(disk)
+    }
+
+    fn seam(&self, userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
+        let disk = self.machine.disks.iter().find(|disk| disk.userdevice == userdevice)?;
+        (disk.surface != Surface::default()).then(|| Box::new(disk.surface.clone()) as Box<dyn diskio::Seam>)
     }
 
     fn memory(&self) -> Memory {

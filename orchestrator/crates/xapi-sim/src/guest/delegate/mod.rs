@@ -20,6 +20,7 @@ use super::qemu::CONSOLE_LOG;
 use super::supervisor::with_last_words;
 use super::xenstore::{Shared, serve};
 use super::{GuestConfig, GuestError, GuestEvent, process};
+use crate::storage::surface::Surface;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -53,6 +54,7 @@ struct MachineDisk {
     userdevice: u16,
     path: PathBuf,
     read_only: bool,
+    surface: Surface,
 }
 
 /// A request to stop the process or to let it go on, and who waits for it.
@@ -94,6 +96,7 @@ pub(super) async fn start(
                 userdevice: disk.userdevice,
                 path: disk.path.clone(),
                 read_only: disk.read_only,
+                surface: disk.surface.clone(),
             })
             .collect(),
         has_nic: !config.nics.is_empty(),

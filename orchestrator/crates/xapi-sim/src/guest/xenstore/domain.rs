@@ -165,6 +165,7 @@ mod tests {
             path: "/nowhere".into(),
             read_only: true,
             bootable: false,
+            surface: crate::storage::surface::Surface::default(),
         });
         config.nics.push(GuestNic { device: 0, mac: "02:00:00:00:00:01".to_owned() });
         config.xenstore.insert("vm-data/abd/version".to_owned(), "1".to_owned());
