@@ -155,9 +155,10 @@ impl DiskBackup<'_> {
         let (unknown_in, unknown) = sync_channel(threads_count);
         let (packer_in, to_packer) = sync_channel(threads_count);
         let (chunks, unknown) = (Arc::new(Mutex::new(chunks)), Arc::new(Mutex::new(unknown)));
-        let outlet = Outlet::new(run, index, level, batches_in, packer_in.clone())?;
+        let Carry { pool, recent, spare, around, pace } = carry;
+        let around = &*around;
+        let outlet = Outlet::new(run, index, around, level, batches_in, packer_in.clone())?;
         let nodes = NodesAhead::new(&run.link, index, Some(&scope.blocks));
-        let Carry { pool, recent, spare, pace } = carry;
         let sample = scope.sample.as_ref();
         let judge = Judge {
             run,
@@ -183,15 +184,19 @@ impl DiskBackup<'_> {
                 })?);
                 for _ in 0..threads_count {
                     let (chunks, hashed) = (chunks.clone(), hashed_in.clone());
-                    stages.push(threads::start(scope, "hasher", move || hash(&run.key, &chunks, &hashed))?);
+                    stages.push(threads::start(scope, "hasher", move || {
+                        hash(&run.key, around, &chunks, &hashed)
+                    })?);
                     let (unknown, packer) = (unknown.clone(), packer_in.clone());
-                    stages.push(threads::start(scope, "sealer", move || seal(level, &unknown, &packer))?);
+                    stages.push(threads::start(scope, "sealer", move || {
+                        seal(level, around, &unknown, &packer)
+                    })?);
                 }
                 let packer = packer_in.clone();
                 stages.push(threads::start(scope, "sifter", move || {
-                    sift(run, index, &batches, &unknown_in, &packer)
+                    sift(run, index, around, &batches, &unknown_in, &packer)
                 })?);
-                let packer = Packer::new(run, index, spare);
+                let packer = Packer::new(run, index, around, spare);
                 stages.push(threads::start(scope, "packer", move || packer.run(&to_packer))?);
                 Ok(())
             })();

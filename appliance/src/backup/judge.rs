@@ -4,14 +4,13 @@
 
 use super::packer::ToPacker;
 use super::recent::Recent;
-use super::stages::{Batch, Candidate, Hashed};
-use crate::worker::{Error, NodesAhead, Run};
+use super::stages::{Around, Batch, Candidate, Hashed};
+use crate::worker::{Error, NodesAhead, Reorder, Run};
 use blocks::{
     BLOCK_SIZE, BadGatherer, BadRanges, BlockIndex, ByteCount, ByteOffset, ByteRange, ChangedBlocks,
 };
 use diskio::{Filled, Pool};
 use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use wire::{KnownQuestion, PATH_KNOWN};
@@ -54,6 +53,22 @@ struct Tally {
     first_mismatch: Option<BlockIndex>,
 }
 
+/// A read's buffer: of the judge alone, or shared with candidates.
+enum Chunk {
+    Own(Filled),
+    Shared(Arc<Filled>),
+}
+
+impl Chunk {
+    fn share(self) -> (Self, Arc<Filled>) {
+        let shared = match self {
+            Self::Own(filled) => Arc::new(filled),
+            Self::Shared(shared) => shared,
+        };
+        (Self::Shared(shared.clone()), shared)
+    }
+}
+
 /// The leaf that the current blocks belong to.
 struct OpenLeaf {
     index: u64,
@@ -66,20 +81,18 @@ impl Judge<'_> {
     /// shipped goes on to the next pass.
     pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Option<Verdict>, Error> {
         // Reads that overtook an earlier one; each holds a buffer, so the pool bounds them.
-        let mut early = BTreeMap::new();
-        let mut next_sequence = 0;
+        let mut reads = Reorder::new();
         let mut judged = 0;
         let mut leaf = None;
         while let Some(next) = self.next(hashed)? {
-            early.insert(next.filled.sequence, next);
-            while let Some(next) = early.remove(&next_sequence) {
-                next_sequence += 1;
+            reads.put(next.filled.sequence, next);
+            while let Some(next) = reads.next() {
                 judged += next.filled.read.size.get();
                 self.judge(next, &mut leaf)?;
             }
         }
         // The reader or a hasher failed, and says why itself. A tree is finished only over all that was planned.
-        if !early.is_empty() || judged != self.planned.get() {
+        if !reads.is_empty() || judged != self.planned.get() {
             return Err(Error::Aborted);
         }
         self.close(&mut leaf)?;
@@ -109,21 +122,22 @@ impl Judge<'_> {
     }
 
     fn judge(&mut self, hashed: Hashed, leaf: &mut Option<OpenLeaf>) -> Result<(), Error> {
-        let Hashed { filled, ids } = hashed;
-        let size = filled.buffer.len();
-        let chunk = Arc::new(filled);
+        let Hashed { mut filled, mut ids } = hashed;
+        let (size, read) = (filled.buffer.len(), filled.read);
+        let unreadable = std::mem::take(&mut filled.bad);
+        // Shared by its candidates; most reads of a quiet disk have none.
+        let mut chunk = Chunk::Own(filled);
         let mut tally = Tally::default();
-        for ((block, id), at) in
-            chunk.read.range.blocks().zip(ids).zip((0..size).step_by(BLOCK_SIZE as usize))
-        {
+        let offsets = (0..size).step_by(BLOCK_SIZE as usize);
+        for ((block, id), at) in read.range.blocks().zip(ids.drain(..)).zip(offsets) {
             let end = size.min(at + BLOCK_SIZE as usize);
             let (node, slot) = self.leaf(block.get(), leaf)?;
             let old = node.block(slot);
             let plain_size = (end - at) as u64;
             let sampled = self.sample.is_some_and(|sample| sample.contains(block));
-            if !chunk.bad.is_empty() {
-                let start = chunk.read.offset.get() + at as u64;
-                let bad = chunk.bad.iter().filter_map(|range| part_within(*range, start, plain_size));
+            if !unreadable.is_empty() {
+                let start = read.offset.get() + at as u64;
+                let bad = unreadable.iter().filter_map(|range| part_within(*range, start, plain_size));
                 if sampled && bad.clone().next().is_some() {
                     tally.unchanged += plain_size;
                     continue;
@@ -149,20 +163,23 @@ impl Judge<'_> {
             node.set_block(slot, id);
             let Some(id) = id else { continue };
             if self.recent.insert(id) {
-                self.outlet.offer(Candidate { id, chunk: chunk.clone(), at: at..end })?;
+                let shared;
+                (chunk, shared) = chunk.share();
+                self.outlet.offer(Candidate { id, chunk: shared, at: at..end })?;
             } else {
                 tally.known += plain_size;
             }
         }
+        self.outlet.around.ids.give(ids);
         self.doubt |= tally.first_mismatch.is_some();
-        self.count(&chunk, &tally);
+        self.count(read.size, &tally);
         Ok(())
     }
 
-    fn count(&self, chunk: &Filled, tally: &Tally) {
+    fn count(&self, moved: ByteCount, tally: &Tally) {
         let add = |count: &mut ByteCount, bytes| *count = count.saturating_add(ByteCount::new(bytes));
         self.run.count(self.disk, |counts| {
-            add(&mut counts.moved, chunk.read.size.get());
+            add(&mut counts.moved, moved.get());
             add(&mut counts.zero, tally.zero);
             add(&mut counts.unchanged, tally.unchanged);
             add(&mut counts.known, tally.known);
@@ -208,6 +225,7 @@ fn part_within(range: ByteRange, start: u64, size: u64) -> Option<ByteRange> {
 pub(super) struct Outlet<'a> {
     run: &'a Run,
     disk: u16,
+    around: &'a Around,
     batches: SyncSender<Batch>,
     packer: SyncSender<ToPacker>,
     batch: Vec<Candidate>,
@@ -222,14 +240,16 @@ impl<'a> Outlet<'a> {
     pub(super) fn new(
         run: &'a Run,
         disk: u16,
+        around: &'a Around,
         level: i32,
         batches: SyncSender<Batch>,
         packer: SyncSender<ToPacker>,
     ) -> Result<Self, Error> {
-        let sealer = Sealer::new(level)?;
+        let sealer = Sealer::proven_by_receiver(level)?;
         Ok(Self {
             run,
             disk,
+            around,
             batches,
             packer,
             batch: Vec::new(),
@@ -260,7 +280,8 @@ impl<'a> Outlet<'a> {
             return Ok(());
         }
         self.held = 0;
-        let candidates = std::mem::take(&mut self.batch);
+        let next = self.around.candidates.take(Vec::new);
+        let candidates = std::mem::replace(&mut self.batch, next);
         let ids = candidates.iter().map(|candidate| candidate.id).collect();
         let answer = self.run.link.start(PATH_KNOWN, &KnownQuestion { ids });
         self.batches.send(Batch { candidates, answer }).map_err(|_| Error::Aborted)

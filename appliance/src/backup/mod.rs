@@ -24,6 +24,7 @@ use disk::DiskBackup;
 use diskio::Pool;
 use pace::Pace;
 use recent::Recent;
+use stages::Around;
 use wire::BackupDisk;
 
 /// What goes from disk to disk.
@@ -32,6 +33,7 @@ struct Carry {
     recent: Recent,
     /// Memory of packs, kept for the next ones.
     spare: Vec<Vec<u8>>,
+    around: Around,
     pace: Pace,
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn run(
         pool: Pool::new(budget.read_buffers * budget.read_size, budget.read_size),
         recent: Recent::new(budget.remembered_ids),
         spare: Vec::new(),
+        around: Around::default(),
         pace: Pace::new(rate_limit),
     };
     for (disk, index) in disks.iter().zip(0..) {

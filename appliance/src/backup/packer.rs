@@ -1,6 +1,6 @@
 //! Fills packs with sealed blocks and sends them.
 
-use super::stages::SealedBlocks;
+use super::stages::{Around, SealedBlocks};
 use crate::worker::{Error, PendingPack, Run};
 use blocks::ByteCount;
 use seal::{PackKind, PackWriter, Sealed};
@@ -31,6 +31,7 @@ pub(super) enum ToPacker {
 pub(super) struct Packer<'a> {
     run: &'a Run,
     disk: u16,
+    around: &'a Around,
     spare: &'a mut Vec<Vec<u8>>,
     /// Packs whose memory exists: spare, being filled, or on their way.
     allocated: usize,
@@ -41,9 +42,9 @@ pub(super) struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
-    pub(super) fn new(run: &'a Run, disk: u16, spare: &'a mut Vec<Vec<u8>>) -> Self {
+    pub(super) fn new(run: &'a Run, disk: u16, around: &'a Around, spare: &'a mut Vec<Vec<u8>>) -> Self {
         let allocated = spare.len();
-        Self { run, disk, spare, allocated, writer: None, in_flight: VecDeque::new(), settled: 0 }
+        Self { run, disk, around, spare, allocated, writer: None, in_flight: VecDeque::new(), settled: 0 }
     }
 
     /// Works until every sender is gone.
@@ -52,7 +53,7 @@ impl<'a> Packer<'a> {
         while let Ok(message) = queue.recv() {
             match message {
                 ToPacker::Known(count) => self.settled += count,
-                ToPacker::Sealed(blocks) => self.push(&blocks)?,
+                ToPacker::Sealed(blocks) => self.push(blocks)?,
                 ToPacker::Barrier { issued, reply } => barrier = Some((issued, reply)),
             }
             if let Some((_, reply)) = barrier.take_if(|(issued, _)| *issued == self.settled) {
@@ -67,24 +68,26 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    fn push(&mut self, sealed: &SealedBlocks) -> Result<(), Error> {
-        let mut plain_size = 0;
-        for block in &sealed.blocks {
+    fn push(&mut self, mut sealed: SealedBlocks) -> Result<(), Error> {
+        let (mut plain_size, mut sealed_size) = (0, 0);
+        self.settled += sealed.blocks.len() as u64;
+        for block in sealed.blocks.drain(..) {
             let full = |writer: &PackWriter| {
                 !writer.has_room(self.run.budget.pack_size) || writer.len() >= MAX_BLOCKS
             };
             if self.writer.as_ref().is_some_and(full) {
                 self.send()?;
             }
-            let bytes = &sealed.bytes[block.at.clone()];
+            let bytes = &sealed.bytes[block.at];
             let writer = self.writer()?;
             writer.push(*block.id.as_bytes(), block.plain_size, Sealed { codec: block.codec, bytes });
             plain_size += block.plain_size as u64;
+            sealed_size += bytes.len() as u64;
         }
-        self.settled += sealed.blocks.len() as u64;
+        self.around.sealed.give(sealed);
         self.run.count(self.disk, |counts| {
             counts.shipped = counts.shipped.saturating_add(ByteCount::new(plain_size));
-            counts.sealed = counts.sealed.saturating_add(ByteCount::new(sealed.bytes.len() as u64));
+            counts.sealed = counts.sealed.saturating_add(ByteCount::new(sealed_size));
         });
         Ok(())
     }

@@ -2,10 +2,10 @@
 
 use super::pace::Pace;
 use super::packer::ToPacker;
-use crate::worker::{Error, Pending, Run, threads};
+use crate::worker::{Error, Pending, Run, Spares, threads};
 use blocks::{BLOCK_SIZE, ByteCount, Read};
 use diskio::{Filled, ReadEngine};
-use seal::{BlockId, Codec, IdKey, Sealer, is_zero};
+use seal::{BlockId, Codec, IdKey, SEAL_ROOM, Sealer, is_zero};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
@@ -37,8 +37,20 @@ pub(super) struct Batch {
 /// Sealed blocks in one piece of memory.
 #[derive(Default)]
 pub(super) struct SealedBlocks {
+    /// As long as was ever needed; what blocks do not point to is left from before.
     pub(super) bytes: Vec<u8>,
     pub(super) blocks: Vec<SealedAt>,
+}
+
+/// Memory that goes around between the stages.
+#[derive(Default)]
+pub(super) struct Around {
+    /// For the ids of a read.
+    pub(super) ids: Spares<Vec<Option<BlockId>>>,
+    /// For candidates in a question, and those of them that the store does not have.
+    pub(super) candidates: Spares<Vec<Candidate>>,
+    /// For sealed blocks.
+    pub(super) sealed: Spares<SealedBlocks>,
 }
 
 pub(super) struct SealedAt {
@@ -91,12 +103,14 @@ pub(super) fn rest(run: &Run, mut left: Duration) -> Result<(), Error> {
 /// Zero test and id of every block.
 pub(super) fn hash(
     key: &IdKey,
+    around: &Around,
     chunks: &Mutex<Receiver<Filled>>,
     hashed: &SyncSender<Hashed>,
 ) -> Result<(), Error> {
     while let Some(filled) = threads::take(chunks) {
         let blocks = filled.buffer.chunks(BLOCK_SIZE as usize);
-        let ids = blocks.map(|plain| (!is_zero(plain)).then(|| key.block_id(plain))).collect();
+        let mut ids = around.ids.take(Vec::new);
+        ids.extend(blocks.map(|plain| (!is_zero(plain)).then(|| key.block_id(plain))));
         hashed.send(Hashed { filled, ids }).map_err(|_| Error::Aborted)?;
     }
     Ok(())
@@ -106,30 +120,35 @@ pub(super) fn hash(
 pub(super) fn sift(
     run: &Run,
     disk: u16,
+    around: &Around,
     batches: &Receiver<Batch>,
     unknown: &SyncSender<Vec<Candidate>>,
     packer: &SyncSender<ToPacker>,
 ) -> Result<(), Error> {
-    while let Ok(Batch { candidates, answer }) = batches.recv() {
+    while let Ok(Batch { mut candidates, answer }) = batches.recv() {
         let KnownAnswer { known } = answer.wait(PATH_KNOWN)?;
         if known.len() != candidates.len() {
             let (expected, found) = (candidates.len(), known.len());
             return Err(Error::AnswerCount { call: PATH_KNOWN, expected, found });
         }
         let (mut known_count, mut known_size) = (0, 0);
-        let mut group: Vec<Candidate> = Vec::new();
-        for (candidate, known) in candidates.into_iter().zip(known) {
+        let mut group = around.candidates.take(Vec::new);
+        for (candidate, known) in candidates.drain(..).zip(known) {
             if known {
                 known_count += 1;
                 known_size += candidate.at.len() as u64;
                 continue;
             }
             if group.first().is_some_and(|first| !Arc::ptr_eq(&first.chunk, &candidate.chunk)) {
-                unknown.send(std::mem::take(&mut group)).map_err(|_| Error::Aborted)?;
+                let next = around.candidates.take(Vec::new);
+                unknown.send(std::mem::replace(&mut group, next)).map_err(|_| Error::Aborted)?;
             }
             group.push(candidate);
         }
-        if !group.is_empty() {
+        around.candidates.give(candidates);
+        if group.is_empty() {
+            around.candidates.give(group);
+        } else {
             unknown.send(group).map_err(|_| Error::Aborted)?;
         }
         if known_count > 0 {
@@ -143,21 +162,26 @@ pub(super) fn sift(
 /// Compresses what is to be shipped; the buffers of the reads are free afterwards.
 pub(super) fn seal(
     level: i32,
+    around: &Around,
     unknown: &Mutex<Receiver<Vec<Candidate>>>,
     packer: &SyncSender<ToPacker>,
 ) -> Result<(), Error> {
-    let mut sealer = Sealer::new(level)?;
-    while let Some(candidates) = threads::take(unknown) {
-        let mut out = SealedBlocks::default();
-        for candidate in &candidates {
-            let sealed = sealer.seal(candidate.plain())?;
-            let start = out.bytes.len();
-            out.bytes.extend_from_slice(sealed.bytes);
-            let at = start..out.bytes.len();
-            let plain_size = candidate.at.len();
-            out.blocks.push(SealedAt { id: candidate.id, plain_size, codec: sealed.codec, at });
+    // The store opens and hashes every block before it acknowledges the pack; until then the disk has the original.
+    let mut sealer = Sealer::proven_by_receiver(level)?;
+    while let Some(mut candidates) = threads::take(unknown) {
+        let mut out = around.sealed.take(SealedBlocks::default);
+        let room = candidates.len() * SEAL_ROOM;
+        if out.bytes.len() < room {
+            out.bytes.resize(room, 0);
         }
-        drop(candidates);
+        let mut start = 0;
+        for candidate in candidates.drain(..) {
+            let (codec, size) = sealer.seal_into(candidate.plain(), &mut out.bytes[start..])?;
+            let (plain_size, at) = (candidate.at.len(), start..start + size);
+            start = at.end;
+            out.blocks.push(SealedAt { id: candidate.id, plain_size, codec, at });
+        }
+        around.candidates.give(candidates);
         packer.send(ToPacker::Sealed(out)).map_err(|_| Error::Aborted)?;
     }
     Ok(())

@@ -1,10 +1,9 @@
 //! The stages between the tree and the disk.
 
 use super::writer::Piece;
-use crate::worker::{Error, Pending, Run, threads};
+use crate::worker::{Error, Pending, Reorder, Run, threads};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ByteOffset};
 use seal::{BlockId, Codec, Opener, Sealed};
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender};
 use wire::{BlocksAnswer, PATH_BLOCKS, SealedBlock};
@@ -101,7 +100,7 @@ fn open_block<'o>(
     target: &Target<'_>,
     index: BlockIndex,
     id: BlockId,
-    sealed: &SealedBlock,
+    sealed: &'o SealedBlock,
     opener: &'o mut Opener,
 ) -> Result<&'o [u8], seal::Error> {
     let size = target.size.block_size_at(index).and_then(ByteCount::to_usize);
@@ -134,14 +133,12 @@ pub(super) fn feed(
     mut write: impl FnMut(Ready) -> Result<(), Error>,
 ) -> Result<u64, Error> {
     // Bounded by the openers: each has one stretch at a time.
-    let mut early = BTreeMap::new();
-    let mut next_sequence = 0;
+    let mut stretches = Reorder::new();
     while let Ok(next) = ready.recv() {
-        early.insert(next.sequence, next);
-        while let Some(next) = early.remove(&next_sequence) {
-            next_sequence += 1;
+        stretches.put(next.sequence, next);
+        while let Some(next) = stretches.next() {
             write(next)?;
         }
     }
-    if early.is_empty() { Ok(next_sequence) } else { Err(Error::Aborted) }
+    if stretches.is_empty() { Ok(stretches.count()) } else { Err(Error::Aborted) }
 }

@@ -12,8 +12,10 @@ mod link;
 mod nodes;
 mod order;
 mod outside;
+mod reorder;
 mod run;
 mod runtime;
+mod spares;
 pub(crate) mod threads;
 
 pub use budget::Budget;
@@ -24,9 +26,11 @@ pub use pin::Identity;
 
 pub(crate) use link::{Errand, Link, Patience, Pending, PendingPack};
 pub(crate) use nodes::NodesAhead;
+pub(crate) use reorder::Reorder;
 pub(crate) use run::Run;
 #[cfg(test)]
 pub(crate) use runtime::Runtime;
+pub(crate) use spares::Spares;
 
 use crate::platform::{ExitReason, Reporter, WorkerEnv};
 use std::sync::Arc;

@@ -71,12 +71,15 @@ impl ChangedBlocks {
         if bytes.len() != expected {
             return Err(BitmapError::Length { expected, found: bytes.len(), size });
         }
-        for (word, chunk) in bitmap.words.iter_mut().zip(bytes.chunks(8)) {
+        // Read as one big-endian number, block 0 is the highest bit: turned around, it is the lowest.
+        let (whole, rest) = bytes.as_chunks();
+        for (word, eight) in bitmap.words.iter_mut().zip(whole) {
+            *word = u64::from_be_bytes(*eight).reverse_bits();
+        }
+        if let Some(word) = bitmap.words.get_mut(whole.len()) {
             let mut eight = [0; 8];
-            for (turned, byte) in eight.iter_mut().zip(chunk) {
-                *turned = byte.reverse_bits();
-            }
-            *word = u64::from_le_bytes(eight);
+            eight[..rest.len()].copy_from_slice(rest);
+            *word = u64::from_be_bytes(eight).reverse_bits();
         }
         bitmap.clear_past_end();
         Ok(bitmap)
@@ -84,8 +87,10 @@ impl ChangedBlocks {
 
     /// The same bytes that [`from_xapi`](Self::from_xapi) reads.
     pub fn to_xapi(&self) -> Vec<u8> {
-        let mut bytes: Vec<u8> =
-            self.words.iter().flat_map(|word| word.to_le_bytes()).map(u8::reverse_bits).collect();
+        let mut bytes = vec![0; self.words.len() * 8];
+        for (eight, word) in bytes.as_chunks_mut().0.iter_mut().zip(&self.words) {
+            *eight = word.reverse_bits().to_be_bytes();
+        }
         bytes.truncate(Self::xapi_size(self.blocks));
         bytes
     }
@@ -112,7 +117,7 @@ impl ChangedBlocks {
 
     /// Whether any block of `range` is in the set.
     pub fn intersects(&self, range: BlockRange) -> bool {
-        self.find(range.start.get(), true).is_some_and(|found| found < range.end().get())
+        self.find(range.start.get(), range.end().get(), true).is_some()
     }
 
     /// Puts a block into the set; past the end nothing happens and `false` comes back.
@@ -128,10 +133,26 @@ impl ChangedBlocks {
 
     /// Puts every block of `range` that the disk has into the set.
     pub fn insert_range(&mut self, range: BlockRange) {
-        let end = range.end().get().min(self.blocks.get());
-        for block in range.start.get()..end {
-            self.insert(BlockIndex::new(block));
+        self.fill(range.start.get(), range.end().get());
+    }
+
+    /// Sets the bits of blocks `start .. end`, as far as the disk has them: whole words but for the two at the edges.
+    fn fill(&mut self, start: u64, end: u64) {
+        let end = end.min(self.blocks.get());
+        if start >= end {
+            return;
         }
+        let word = |block: u64| usize::try_from(block / 64).expect("bounded by MAX_DISK_SIZE");
+        let (first, last) = (word(start), word(end - 1));
+        let from = u64::MAX << (start % 64);
+        let to = u64::MAX >> (63 - (end - 1) % 64);
+        if first == last {
+            self.words[first] |= from & to;
+            return;
+        }
+        self.words[first] |= from;
+        self.words[first + 1..last].fill(u64::MAX);
+        self.words[last] |= to;
     }
 
     /// Adds every block of `other`, which may belong to another state of the same disk. Of an earlier, smaller
@@ -147,10 +168,7 @@ impl ChangedBlocks {
     /// Marks everything that the disk gained since it had `base` bytes. The base's last block, where it
     /// was short, has grown too and counts as changed: its bytes differ in number.
     pub fn insert_growth(&mut self, base: ByteCount) {
-        let first = base.blocks_floor().get();
-        for block in first..self.blocks.get() {
-            self.insert(BlockIndex::new(block));
-        }
+        self.fill(base.blocks_floor().get(), self.blocks.get());
     }
 
     /// The set as runs of neighbours, ascending.
@@ -184,18 +202,23 @@ impl ChangedBlocks {
         }
     }
 
-    /// First block at or after `from` whose membership is `member`.
-    fn find(&self, from: u64, member: bool) -> Option<u64> {
-        let mut word = usize::try_from(from / 64).ok()?;
+    /// First block of `from .. end` whose membership is `member`, as far as the disk has them. Looks no further than
+    /// `end`: in a bitmap of a large disk with few blocks the next member may be megabytes away.
+    fn find(&self, from: u64, end: u64, member: bool) -> Option<u64> {
+        let end = end.min(self.blocks.get());
+        if from >= end {
+            return None;
+        }
+        let first = usize::try_from(from / 64).expect("bounded by MAX_DISK_SIZE");
+        let last = usize::try_from((end - 1) / 64).expect("bounded by MAX_DISK_SIZE");
         let mut mask = u64::MAX << (from % 64);
-        while word < self.words.len() {
-            let bits = if member { self.words[word] } else { !self.words[word] } & mask;
+        for (word, at) in self.words[first..=last].iter().zip(from / 64..) {
+            let bits = if member { *word } else { !*word } & mask;
             if bits != 0 {
-                let found = word as u64 * 64 + u64::from(bits.trailing_zeros());
-                return (found < self.blocks.get()).then_some(found);
+                let found = at * 64 + u64::from(bits.trailing_zeros());
+                return (found < end).then_some(found);
             }
             mask = u64::MAX;
-            word += 1;
         }
         None
     }
@@ -214,8 +237,9 @@ impl Iterator for Runs<'_> {
     type Item = BlockRange;
 
     fn next(&mut self) -> Option<BlockRange> {
-        let start = self.bitmap.find(self.next, self.member)?;
-        let end = self.bitmap.find(start, !self.member).unwrap_or(self.bitmap.blocks.get());
+        let blocks = self.bitmap.blocks.get();
+        let start = self.bitmap.find(self.next, blocks, self.member)?;
+        let end = self.bitmap.find(start, blocks, !self.member).unwrap_or(blocks);
         self.next = end;
         Some(BlockRange { start: BlockIndex::new(start), count: BlockCount::new(end - start) })
     }
@@ -294,6 +318,16 @@ mod tests {
                 prop_assert_eq!(bitmap.intersects(range), expected);
             }
             prop_assert_eq!(by_runs, by_bytes);
+        }
+
+        #[test]
+        fn a_range_is_what_its_blocks_are_one_by_one(blocks in 0u64..300, start in 0u64..320, count in 0u64..320) {
+            let range = BlockRange { start: BlockIndex::new(start), count: BlockCount::new(count) };
+            let mut whole = ChangedBlocks::none(disk(blocks)).expect("small");
+            whole.insert_range(range);
+            let mut single = ChangedBlocks::none(disk(blocks)).expect("small");
+            range.blocks().for_each(|block| { single.insert(block); });
+            prop_assert_eq!(whole, single);
         }
 
         #[test]

@@ -11,6 +11,9 @@ pub const DEFAULT_LEVEL: i32 = 1;
 /// Largest plain size of a sealed block; a tree node is smaller.
 const MAX_PLAIN_SIZE: usize = BLOCK_SIZE as usize;
 
+/// Bytes that [`Sealer::seal_into`] may need on the way: what zstd can make of a block at worst, and some.
+pub const SEAL_ROOM: usize = MAX_PLAIN_SIZE + (1 << 10);
+
 /// How stored bytes become plain bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -47,9 +50,8 @@ pub struct Sealed<'a> {
 /// Compresses blocks. One per thread; its buffers are reused.
 pub struct Sealer {
     context: zstd::bulk::Compressor<'static>,
-    check: zstd::bulk::Decompressor<'static>,
-    compressed: Vec<u8>,
-    opened: Vec<u8>,
+    proof: Option<Opener>,
+    compressed: Box<[u8]>,
 }
 
 /// Opens sealed blocks and proves them. One per thread; its buffer is reused.
@@ -59,22 +61,29 @@ pub struct Opener {
 }
 
 impl Sealer {
-    /// A sealer that compresses at a zstd level (-7 to 22).
+    /// A sealer that compresses at a zstd level (-7 to 22) and opens again what it compressed, to compare: a codec
+    /// bug or a flipped bit in memory must not become the only copy.
     ///
     /// # Errors
     /// [`Error::Sealed`] where zstd cannot make a context (no memory, impossible level).
     pub fn new(level: i32) -> Result<Self, Error> {
+        Ok(Self { proof: Some(Opener::new()?), ..Self::proven_by_receiver(level)? })
+    }
+
+    /// A sealer for bytes whose receiver opens every block and compares its id before he says that he has it, as the
+    /// store does: that is the same proof, by other memory. Made twice it costs a quarter of what compressing costs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn proven_by_receiver(level: i32) -> Result<Self, Error> {
         Ok(Self {
             context: zstd::bulk::Compressor::new(level).map_err(zstd_error)?,
-            check: zstd::bulk::Decompressor::new().map_err(zstd_error)?,
-            compressed: Vec::with_capacity(zstd::zstd_safe::compress_bound(MAX_PLAIN_SIZE)),
-            opened: Vec::with_capacity(MAX_PLAIN_SIZE),
+            proof: None,
+            compressed: vec![0; SEAL_ROOM].into_boxed_slice(),
         })
     }
 
-    /// Seals up to 64 KiB. The compressed bytes are opened again and compared before they are given out: a
-    /// codec bug or a flipped bit in memory must not become the only copy. What compression does not make
-    /// smaller is stored as it is.
+    /// Seals up to 64 KiB. What compression does not make smaller is stored as it is.
     ///
     /// # Errors
     /// [`Error::Sealed`] if the bytes did not survive the round trip.
@@ -82,19 +91,52 @@ impl Sealer {
     /// # Panics
     /// On more than 64 KiB.
     pub fn seal<'a>(&'a mut self, plain: &'a [u8]) -> Result<Sealed<'a>, Error> {
-        assert!(plain.len() <= MAX_PLAIN_SIZE, "a block is at most 64 KiB");
-        self.compressed.clear();
-        self.context.compress_to_buffer(plain, &mut self.compressed).map_err(zstd_error)?;
-        if self.compressed.len() >= plain.len() {
-            return Ok(Sealed { codec: Codec::Stored, bytes: plain });
+        let size = compress(&mut self.context, self.proof.as_mut(), plain, &mut self.compressed)?;
+        Ok(match size {
+            Some(size) => Sealed { codec: Codec::Zstd, bytes: &self.compressed[..size] },
+            None => Sealed { codec: Codec::Stored, bytes: plain },
+        })
+    }
+
+    /// [`seal`](Self::seal) straight to where the bytes shall stand: the start of `room`. Gives how they are
+    /// to be opened, and how many there are.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal).
+    ///
+    /// # Panics
+    /// On more than 64 KiB, or less room than [`SEAL_ROOM`].
+    pub fn seal_into(&mut self, plain: &[u8], room: &mut [u8]) -> Result<(Codec, usize), Error> {
+        assert!(room.len() >= SEAL_ROOM, "there is room for the worst case");
+        match compress(&mut self.context, self.proof.as_mut(), plain, room)? {
+            Some(size) => Ok((Codec::Zstd, size)),
+            None => {
+                room[..plain.len()].copy_from_slice(plain);
+                Ok((Codec::Stored, plain.len()))
+            }
         }
-        self.opened.clear();
-        self.check.decompress_to_buffer(&self.compressed, &mut self.opened).map_err(zstd_error)?;
-        if self.opened != plain {
+    }
+}
+
+/// Compresses into `room`; `None` where that gains nothing.
+fn compress(
+    context: &mut zstd::bulk::Compressor<'static>,
+    proof: Option<&mut Opener>,
+    plain: &[u8],
+    room: &mut [u8],
+) -> Result<Option<usize>, Error> {
+    assert!(plain.len() <= MAX_PLAIN_SIZE, "a block is at most 64 KiB");
+    let size = context.compress_to_buffer(plain, room).map_err(zstd_error)?;
+    if size >= plain.len() {
+        return Ok(None);
+    }
+    if let Some(opener) = proof {
+        let sealed = Sealed { codec: Codec::Zstd, bytes: &room[..size] };
+        if opener.open(sealed, plain.len())? != plain {
             return Err(Error::Sealed { reason: "the compressed bytes opened to others".into() });
         }
-        Ok(Sealed { codec: Codec::Zstd, bytes: &self.compressed })
     }
+    Ok(Some(size))
 }
 
 impl Opener {
@@ -113,48 +155,41 @@ impl Opener {
     ///
     /// # Errors
     /// [`Error::Sealed`] if they do not decompress to that size, or the size is over 64 KiB.
-    pub fn open(&mut self, sealed: Sealed<'_>, plain_size: usize) -> Result<&[u8], Error> {
+    pub fn open<'a>(&'a mut self, sealed: Sealed<'a>, plain_size: usize) -> Result<&'a [u8], Error> {
         if plain_size > MAX_PLAIN_SIZE {
             return Err(Error::Sealed { reason: format!("plain size {plain_size} is over 64 KiB") });
         }
-        self.plain.clear();
-        match sealed.codec {
-            Codec::Stored if sealed.bytes.len() == plain_size => {
-                self.plain.extend_from_slice(sealed.bytes);
-            }
-            Codec::Stored => {
-                let reason = format!("{} stored bytes instead of {plain_size}", sealed.bytes.len());
-                return Err(Error::Sealed { reason });
-            }
+        let plain = match sealed.codec {
+            Codec::Stored => sealed.bytes,
             Codec::Zstd => {
+                self.plain.clear();
                 self.context.decompress_to_buffer(sealed.bytes, &mut self.plain).map_err(zstd_error)?;
+                &self.plain
             }
+        };
+        if plain.len() != plain_size {
+            return Err(Error::Sealed { reason: format!("{} bytes instead of {plain_size}", plain.len()) });
         }
-        if self.plain.len() != plain_size {
-            return Err(Error::Sealed {
-                reason: format!("{} bytes instead of {plain_size}", self.plain.len()),
-            });
-        }
-        Ok(&self.plain)
+        Ok(plain)
     }
 
     /// Opens sealed bytes and checks that they are the block `id`.
     ///
     /// # Errors
     /// [`Error::BlockId`] naming both ids, or what [`open`](Self::open) says.
-    pub fn open_block(
-        &mut self,
+    pub fn open_block<'a>(
+        &'a mut self,
         key: &IdKey,
         id: BlockId,
-        sealed: Sealed<'_>,
+        sealed: Sealed<'a>,
         plain_size: usize,
-    ) -> Result<&[u8], Error> {
+    ) -> Result<&'a [u8], Error> {
         let plain = self.open(sealed, plain_size)?;
         let found = key.block_id(plain);
         if found != id {
             return Err(Error::BlockId { expected: id, found });
         }
-        Ok(&self.plain)
+        Ok(plain)
     }
 }
 
@@ -227,6 +262,30 @@ mod tests {
                 assert!(!is_zero(&bytes), "size {size} at {at}");
                 bytes[at] = 0;
             }
+        }
+    }
+
+    #[test]
+    fn the_worst_case_fits_the_room() {
+        assert!(zstd::zstd_safe::compress_bound(MAX_PLAIN_SIZE) <= SEAL_ROOM);
+    }
+
+    /// Half of a block at each end of what compression can do, in place.
+    #[test]
+    fn both_ways_of_sealing_give_the_same_bytes() {
+        let mut state = 1u32;
+        let noise = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        };
+        let noise: Vec<u8> = (0..65536).map(noise).collect();
+        let mut sealer = Sealer::new(DEFAULT_LEVEL).expect("sealer");
+        let mut other = Sealer::proven_by_receiver(DEFAULT_LEVEL).expect("sealer");
+        let mut room = vec![7; SEAL_ROOM];
+        for plain in [&noise[..], &[1; 65536], &noise[..100], b""] {
+            let (codec, size) = other.seal_into(plain, &mut room).expect("seal");
+            let sealed = sealer.seal(plain).expect("seal");
+            assert_eq!((codec, &room[..size]), (sealed.codec, sealed.bytes));
         }
     }
 

@@ -13,7 +13,7 @@ mod id;
 mod pack;
 mod tree;
 
-pub use codec::{Codec, DEFAULT_LEVEL, Opener, Sealed, Sealer, is_zero};
+pub use codec::{Codec, DEFAULT_LEVEL, Opener, SEAL_ROOM, Sealed, Sealer, is_zero};
 pub use error::Error;
 pub use id::{BlockId, IdKey, NodeId, PackId, TreeId};
 pub use pack::{
