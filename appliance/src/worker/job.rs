@@ -1,6 +1,6 @@
 //! The job from the first call to the last word.
 
-use super::link::{Errand, Patience, Settings, serve};
+use super::link::{Errand, Exchange, Patience, Settings, serve, serve_here};
 use super::run::Run;
 use super::runtime::Runtime;
 use super::{Budget, Error, Identity, Link, Outside, order};
@@ -43,11 +43,6 @@ pub struct Assignment {
 /// # Errors
 /// Why it failed. The orchestrator was told, if it could be.
 pub fn perform(assignment: &Assignment, identity: &Identity, outside: Arc<dyn Outside>) -> Result<(), Error> {
-    let (runtime, why_plain) = match outside.may_use_io_uring() {
-        true => Runtime::new()?,
-        false => (Runtime::plain()?, Some("asked for".to_owned())),
-    };
-    let engine = why_plain.map_or_else(|| "io_uring".to_owned(), |why| format!("pread: {why}"));
     let pin = pin::Fingerprint::from_bytes(assignment.orchestrator_key);
     let watchdog_ms = Arc::new(AtomicU64::new(DEFAULT_WATCHDOG.as_millis() as u64));
     let settings = Settings {
@@ -56,9 +51,33 @@ pub fn perform(assignment: &Assignment, identity: &Identity, outside: Arc<dyn Ou
         watchdog_ms: watchdog_ms.clone(),
         outside: outside.clone(),
     };
+    start(&assignment.job, outside, watchdog_ms, Way::Network(settings))
+}
+
+/// [`perform`] without a network: `exchange` answers for the orchestrator, in this process.
+///
+/// # Errors
+/// As [`perform`].
+pub fn perform_here(job: &str, exchange: Arc<dyn Exchange>, outside: Arc<dyn Outside>) -> Result<(), Error> {
+    let watchdog_ms = Arc::new(AtomicU64::new(DEFAULT_WATCHDOG.as_millis() as u64));
+    start(job, outside, watchdog_ms, Way::Here(exchange))
+}
+
+/// Where calls go.
+enum Way {
+    Network(Settings),
+    Here(Arc<dyn Exchange>),
+}
+
+fn start(job: &str, outside: Arc<dyn Outside>, watchdog_ms: Arc<AtomicU64>, way: Way) -> Result<(), Error> {
+    let (runtime, why_plain) = match outside.may_use_io_uring() {
+        true => Runtime::new()?,
+        false => (Runtime::plain()?, Some("asked for".to_owned())),
+    };
+    let engine = why_plain.map_or_else(|| "io_uring".to_owned(), |why| format!("pread: {why}"));
     let (errands, queue) = mpsc::channel::<Errand>(ERRANDS);
     let conductor = Conductor {
-        job: assignment.job.clone(),
+        job: job.to_owned(),
         engine,
         link: Link::new(errands),
         outside,
@@ -70,7 +89,10 @@ pub fn perform(assignment: &Assignment, identity: &Identity, outside: Arc<dyn Ou
         let thread = thread.spawn_scoped(scope, move || conductor.conduct());
         let thread = thread.map_err(|source| Error::Start { what: "thread", source })?;
         // Ends when the conductor is gone, and with it the last link.
-        runtime.block_on(serve(settings, queue));
+        match way {
+            Way::Network(settings) => runtime.block_on(serve(settings, queue)),
+            Way::Here(exchange) => runtime.block_on(serve_here(exchange, queue)),
+        }
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

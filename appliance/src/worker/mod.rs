@@ -20,7 +20,8 @@ pub(crate) mod threads;
 
 pub use budget::Budget;
 pub use error::Error;
-pub use job::{Assignment, perform};
+pub use job::{Assignment, perform, perform_here};
+pub use link::Exchange;
 pub use outside::Outside;
 pub use pin::Identity;
 

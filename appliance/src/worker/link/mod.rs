@@ -7,8 +7,11 @@
 mod body;
 mod connection;
 mod dispatcher;
+mod exchange;
 
 pub(crate) use dispatcher::{Errand, Settings, serve};
+pub use exchange::Exchange;
+pub(crate) use exchange::serve_here;
 
 use super::Error;
 use serde::Serialize;

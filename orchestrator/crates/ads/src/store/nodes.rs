@@ -79,7 +79,10 @@ impl Store {
     }
 
     /// The nodes `first .. first + count` of a level of `tree` that are not absent, ascending.
-    pub(crate) fn nodes_at(
+    ///
+    /// # Errors
+    /// The first node that is missing or damaged.
+    pub fn nodes_at(
         &self,
         tree: &Tree,
         level: u8,
@@ -121,7 +124,10 @@ impl Store {
     }
 
     /// The id of one block of a tree; `None` where it is absent.
-    pub(crate) fn block_at(&self, tree: &Tree, block: BlockIndex) -> Result<Option<BlockId>, Error> {
+    ///
+    /// # Errors
+    /// The first node on the way that is missing or damaged.
+    pub fn block_at(&self, tree: &Tree, block: BlockIndex) -> Result<Option<BlockId>, Error> {
         let leaf = self.nodes_at(tree, 1, block.get() / FAN_OUT, 1)?;
         Ok(leaf.first().and_then(|(_, node)| node.block(slot_of(block.get()))))
     }
