@@ -111,7 +111,13 @@ pub(crate) fn back_up(arguments: &BackupArguments) -> Result<Value, Error> {
             start: start.clone(),
             audit: None,
         }];
-        let work = Work::Backup { level: *level, pack_size: PACK_SIZE, rate_limit: None, disks };
+        let work = Work::Backup {
+            level: *level,
+            pack_size: PACK_SIZE,
+            rate_limit: None,
+            skip_bad_blocks: false,
+            disks,
+        };
         Ok(Task { disk: disk.clone(), work, bitmap: bitmap.clone() })
     };
     let tasks = disks.iter().map(task).collect::<Result<Vec<_>, Error>>()?;
