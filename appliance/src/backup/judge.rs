@@ -245,7 +245,7 @@ impl<'a> Outlet<'a> {
         batches: SyncSender<Batch>,
         packer: SyncSender<ToPacker>,
     ) -> Result<Self, Error> {
-        let sealer = Sealer::proven_by_receiver(level)?;
+        let sealer = Sealer::new(level)?;
         Ok(Self {
             run,
             disk,
