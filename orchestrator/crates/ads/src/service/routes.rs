@@ -112,7 +112,7 @@ async fn route(
         return put_pack(shared, session, id, body).await;
     }
     expect_method(head, &Method::POST)?;
-    let body = body::read(body, body::MAX_QUESTION, shared.limits.stall).await?;
+    let body = body::read(body, body::MAX_QUESTION, shared.limits.stall, Vec::new()).await?;
     if path == wire::PATH_CLAIM {
         return claim(session, &body);
     }
@@ -240,10 +240,12 @@ async fn put_pack(
     if session.is_closed() {
         return Err(Refusal::over());
     }
-    let bytes = body::read(body, size, shared.limits.stall).await?;
-    let store = shared.store.clone();
+    let bytes = body::read(body, size, shared.limits.stall, shared.kept.take()).await?;
+    let (store, kept) = (shared.store.clone(), shared.kept.clone());
     blocking((turn, memory), move || {
-        let receipt = store.add_pack(id, &bytes)?;
+        let receipt = store.add_pack(id, &bytes);
+        kept.give(bytes);
+        let receipt = receipt?;
         Ok(wire::encode(&PackAnswer { stored: receipt.stored }).into())
     })
     .await
