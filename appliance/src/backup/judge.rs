@@ -12,8 +12,12 @@ use blocks::{
 use diskio::{Filled, Pool};
 use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 use wire::{KnownQuestion, PATH_KNOWN};
+
+/// A disk that is read gives something more often than this; one that does not is slower than any question.
+const LULL: Duration = Duration::from_millis(5);
 
 /// Judges the reads of one disk.
 pub(super) struct Judge<'a> {
@@ -106,14 +110,15 @@ impl Judge<'_> {
         Ok(Some(Verdict { tree, bad: bad.finish() }))
     }
 
-    /// The next read. A batch that holds the last buffers is sent off before waiting: its blocks hold on to buffers
-    /// that the reader may be waiting for.
+    /// The next read. Where none comes for a while and no buffer is free, a batch that holds some is sent off: the
+    /// reader may be waiting for them. Not at once: the reader takes every free buffer for reads to come, and small
+    /// questions would each wait for the network.
     fn next(&mut self, hashed: &Receiver<Hashed>) -> Result<Option<Hashed>, Error> {
         self.run.check()?;
-        match hashed.try_recv() {
+        match hashed.recv_timeout(LULL) {
             Ok(next) => return Ok(Some(next)),
-            Err(TryRecvError::Disconnected) => return Ok(None),
-            Err(TryRecvError::Empty) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
         }
         if self.pool.free() == 0 {
             self.outlet.ask()?;
@@ -245,7 +250,7 @@ impl<'a> Outlet<'a> {
         batches: SyncSender<Batch>,
         packer: SyncSender<ToPacker>,
     ) -> Result<Self, Error> {
-        let sealer = Sealer::proven_by_receiver(level)?;
+        let sealer = Sealer::new(level)?;
         Ok(Self {
             run,
             disk,

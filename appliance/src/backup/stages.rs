@@ -166,8 +166,7 @@ pub(super) fn seal(
     unknown: &Mutex<Receiver<Vec<Candidate>>>,
     packer: &SyncSender<ToPacker>,
 ) -> Result<(), Error> {
-    // The store opens and hashes every block before it acknowledges the pack; until then the disk has the original.
-    let mut sealer = Sealer::proven_by_receiver(level)?;
+    let mut sealer = Sealer::new(level)?;
     while let Some(mut candidates) = threads::take(unknown) {
         let mut out = around.sealed.take(SealedBlocks::default);
         let room = candidates.len() * SEAL_ROOM;

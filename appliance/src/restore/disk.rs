@@ -1,19 +1,22 @@
 //! One disk from its tree to its device.
 
 use super::stages::{Part, Ready, Stretch, Target, feed, open};
-use super::writer::{Piece, WriteOrder, write_plainly};
+use super::writer::{Load, WriteOrder, write_plainly};
 use crate::worker::{Errand, Error, NodesAhead, Patience, Run, threads};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};
 use seal::{FAN_OUT, Node, walk_leaves};
 use std::fs::OpenOptions;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 use wire::{BlocksQuestion, DiskAnswer, DiskDone, PATH_BLOCKS, PATH_DISK_DONE, RestoreDisk};
 
-/// Pieces that wait for the writer, of up to 1 MiB each.
-const PIECES: usize = 4;
+/// Loads that wait for the writer: as many as it writes at once would be more than enough.
+const WAITING: usize = 2;
+/// A walk that waits for a load looks up this often: the stage that would bring it may have failed.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// Restores one disk. On return every byte of it is on the device, synced.
 pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), Error> {
@@ -26,13 +29,15 @@ pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), E
     let how = if run.has_ring { "io_uring" } else { "pwrite" };
     run.outside.line(&format!("disk {}: writes up to {} by {how}", device.name, disk.size));
     run.count(index, |counts| counts.planned = disk.size);
-    let (pieces, queue) = tokio::sync::mpsc::channel(PIECES);
+    let (loads, queue) = tokio::sync::mpsc::channel(WAITING);
     let (done, outcome) = sync_channel(1);
     let written = Arc::new(AtomicU64::new(0));
-    let order = WriteOrder { file, device: device.name.clone(), queue, written: written.clone(), done };
+    let (back, spare) = sync_channel(run.budget.loads);
+    (0..run.budget.loads).for_each(|_| back.send(Load::default()).expect("the other end is here"));
+    let order = WriteOrder { file, device: device.name.clone(), queue, back, written: written.clone(), done };
     let target = Target { run, device: &device.name, size: disk.size };
-    let sink = Sink { run, index, pieces, written };
-    pipeline(&target, index, disk, sink, order, &outcome)?;
+    let sink = Sink { run, index, loads, written };
+    pipeline(&target, index, disk, sink, order, spare, &outcome)?;
     let done = DiskDone {
         disk: index,
         size: disk.size,
@@ -48,15 +53,13 @@ pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), E
 struct Sink<'a> {
     run: &'a Run,
     index: u16,
-    pieces: tokio::sync::mpsc::Sender<Piece>,
+    loads: tokio::sync::mpsc::Sender<Load>,
     written: Arc<AtomicU64>,
 }
 
 impl Sink<'_> {
     fn write(&self, ready: Ready) -> Result<(), Error> {
-        for piece in ready.pieces {
-            self.pieces.blocking_send(piece).map_err(|_| Error::Aborted)?;
-        }
+        self.loads.blocking_send(ready.load).map_err(|_| Error::Aborted)?;
         self.run.count(self.index, |counts| {
             counts.shipped = counts.shipped.saturating_add(ByteCount::new(ready.plain));
             counts.sealed = counts.sealed.saturating_add(ByteCount::new(ready.sealed));
@@ -73,10 +76,11 @@ fn pipeline(
     disk: &RestoreDisk,
     sink: Sink<'_>,
     order: WriteOrder,
+    spare: Receiver<Load>,
     outcome: &Receiver<Result<(), Error>>,
 ) -> Result<(), Error> {
     let run = target.run;
-    let (stretches_in, stretches) = sync_channel(run.budget.block_answers.saturating_sub(1));
+    let (stretches_in, stretches) = sync_channel(run.budget.loads);
     let stretches = Arc::new(Mutex::new(stretches));
     let (ready_in, ready) = sync_channel(1);
     let written = sink.written.clone();
@@ -112,6 +116,7 @@ fn pipeline(
                 index,
                 size: disk.size,
                 blank: disk.blank,
+                spare,
                 out: stretches_in,
                 state: State::default(),
             };
@@ -145,6 +150,8 @@ struct Walk<'a> {
     index: u16,
     size: ByteCount,
     blank: bool,
+    /// Loads that are free.
+    spare: Receiver<Load>,
     out: SyncSender<Stretch>,
     state: State,
 }
@@ -212,12 +219,29 @@ impl Walk<'_> {
         if self.state.parts.is_empty() {
             return Ok(());
         }
-        let parts = std::mem::take(&mut self.state.parts);
-        let blocks = std::mem::take(&mut self.state.blocks);
-        let question = BlocksQuestion { disk: self.index, blocks };
-        let answer = (!question.blocks.is_empty()).then(|| self.run.link.start(PATH_BLOCKS, &question));
-        let stretch = Stretch { sequence: self.state.sent, parts, answer };
+        let mut load = self.spare_load()?;
+        std::mem::swap(&mut load.parts, &mut self.state.parts);
+        let question = BlocksQuestion { disk: self.index, blocks: std::mem::take(&mut self.state.blocks) };
+        let answer = (!question.blocks.is_empty()).then(|| {
+            let memory = std::mem::take(&mut load.answer);
+            self.run.link.start_into(PATH_BLOCKS, &question, memory)
+        });
+        self.state.blocks = question.blocks;
+        self.state.blocks.clear();
+        let stretch = Stretch { sequence: self.state.sent, load, answer };
         self.state.sent += 1;
         self.out.send(stretch).map_err(|_| Error::Aborted)
+    }
+
+    /// A load that is free; waits until one was written.
+    fn spare_load(&self) -> Result<Load, Error> {
+        loop {
+            match self.spare.recv_timeout(LOOK_UP) {
+                Ok(load) => return Ok(load),
+                Err(RecvTimeoutError::Timeout) => self.run.check()?,
+                // The writer is gone, and says why itself.
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Aborted),
+            }
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! ```
 //! Promises: a byte is written only after the block it came from was checked against the id in the tree; what is not
 //! in the tree is written as zeros, unless the disk is known to be blank; a disk counts as done after its fsync.
-//! Never: writes outside the disk of the order.
+//! Never: writes outside the disk of the order. Blocks are opened where they are written from, and all memory comes
+//! back to where it is filled again.
 //!
 //! Writes go through the page cache: it takes any size, the kernel keeps dirty pages within a share of the memory,
 //! and the fsync at the end reports every write that failed behind it.

@@ -1,6 +1,6 @@
 //! The stages between the tree and the disk.
 
-use super::writer::Piece;
+use super::writer::{Load, Piece};
 use crate::worker::{Error, Pending, Reorder, Run, threads};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ByteOffset};
 use seal::{BlockId, Codec, Opener, Sealed};
@@ -14,8 +14,8 @@ const MAX_WRITE: usize = 1 << 20;
 /// A stretch of the disk, ascending.
 pub(super) struct Stretch {
     pub(super) sequence: u64,
-    pub(super) parts: Vec<Part>,
-    /// The blocks of `parts`, on their way.
+    pub(super) load: Load,
+    /// The blocks among the load's parts, on their way.
     pub(super) answer: Option<Pending>,
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Part {
 /// A stretch that is checked and ready to be written.
 pub(super) struct Ready {
     pub(super) sequence: u64,
-    pub(super) pieces: Vec<Piece>,
+    pub(super) load: Load,
     /// Plain bytes that came from the store, and their sealed size.
     pub(super) plain: u64,
     pub(super) sealed: u64,
@@ -53,56 +53,67 @@ pub(super) fn open(
     let mut opener = Opener::new()?;
     while let Some(stretch) = threads::take(stretches) {
         target.run.check()?;
-        let opened = open_stretch(target, stretch, &mut opener)?;
+        // Without this stretch its load does not come back, and the walk would wait for it.
+        let opened = open_stretch(target, stretch, &mut opener).inspect_err(|_| target.run.abort())?;
         ready.send(opened).map_err(|_| Error::Aborted)?;
     }
     Ok(())
 }
 
 fn open_stretch(target: &Target<'_>, stretch: Stretch, opener: &mut Opener) -> Result<Ready, Error> {
-    let answer: BlocksAnswer = match stretch.answer {
-        Some(answer) => answer.wait(PATH_BLOCKS)?,
-        None => BlocksAnswer { blocks: Vec::new() },
+    let Stretch { sequence, mut load, answer } = stretch;
+    let expected = load.parts.iter().filter(|part| matches!(part, Part::Block(..))).count();
+    let mut ready = Ready { sequence, load: Load::default(), plain: 0, sealed: 0, zeros: 0 };
+    if let Some(answer) = answer {
+        load.answer = answer.wait_raw()?;
+        load.make_room(expected * BLOCK_SIZE as usize);
+    }
+    let Load { parts, answer, memory, pieces } = &mut load;
+    let answer: BlocksAnswer<'_> = match expected {
+        0 => BlocksAnswer { blocks: Vec::new() },
+        _ => wire::decode(answer).map_err(|source| Error::Answer { call: PATH_BLOCKS.to_owned(), source })?,
     };
-    let expected = stretch.parts.iter().filter(|part| matches!(part, Part::Block(..))).count();
     if answer.blocks.len() != expected {
         return Err(Error::AnswerCount { call: PATH_BLOCKS, expected, found: answer.blocks.len() });
     }
-    let mut ready = Ready { sequence: stretch.sequence, pieces: Vec::new(), plain: 0, sealed: 0, zeros: 0 };
-    let mut blocks = answer.blocks.into_iter();
-    for part in stretch.parts {
+    let mut blocks = answer.blocks.iter();
+    let mut filled = 0;
+    for part in parts.drain(..) {
         match part {
             Part::Zeros(offset, size) => {
                 ready.zeros += size;
-                ready.pieces.push(Piece::Zeros(offset, size));
+                pieces.push(Piece::Zeros(offset, size));
             }
             Part::Block(index, id) => {
                 let sealed = blocks.next().expect("counted above");
                 ready.sealed += sealed.bytes.len() as u64;
                 let offset = index.get() * BLOCK_SIZE;
-                let plain =
-                    open_block(target, index, id, &sealed, opener).map_err(|source| Error::Damaged {
-                        device: target.device.to_owned(),
-                        block: index,
-                        offset: ByteOffset::new(offset),
-                        id,
-                        source: Box::new(source),
-                    })?;
-                ready.plain += plain.len() as u64;
-                append(&mut ready.pieces, offset, plain);
+                let opened = open_block(target, index, id, sealed, opener, &mut memory[filled..]);
+                let size = opened.map_err(|source| Error::Damaged {
+                    device: target.device.to_owned(),
+                    block: index,
+                    offset: ByteOffset::new(offset),
+                    id,
+                    source: Box::new(source),
+                })?;
+                ready.plain += size as u64;
+                append(pieces, offset, filled, size);
+                filled += size;
             }
         }
     }
-    Ok(ready)
+    Ok(Ready { load, ..ready })
 }
 
-fn open_block<'o>(
+/// Opens a block to the start of `room`; gives its size.
+fn open_block(
     target: &Target<'_>,
     index: BlockIndex,
     id: BlockId,
-    sealed: &'o SealedBlock,
-    opener: &'o mut Opener,
-) -> Result<&'o [u8], seal::Error> {
+    sealed: &SealedBlock<'_>,
+    opener: &mut Opener,
+    room: &mut [u8],
+) -> Result<usize, seal::Error> {
     let size = target.size.block_size_at(index).and_then(ByteCount::to_usize);
     // The id alone would not tell: a shorter block has an id too.
     let size =
@@ -110,21 +121,21 @@ fn open_block<'o>(
             reason: format!("{} plain bytes do not fit block {index} of the disk", sealed.plain_size),
         })?;
     let codec = Codec::from_byte(sealed.codec)?;
-    opener.open_block(&target.run.key, id, Sealed { codec, bytes: &sealed.bytes }, size)
+    let sealed = Sealed { codec, bytes: sealed.bytes };
+    opener.open_block_into(&target.run.key, id, sealed, &mut room[..size])?;
+    Ok(size)
 }
 
-/// Adds bytes to the last piece where they follow it, so that writes are large.
-fn append(pieces: &mut Vec<Piece>, offset: u64, plain: &[u8]) {
-    if let Some(Piece::Bytes(start, bytes)) = pieces.last_mut()
-        && *start + bytes.len() as u64 == offset
-        && bytes.len() + plain.len() <= MAX_WRITE
-    {
-        bytes.extend_from_slice(plain);
-        return;
+/// Adds the bytes at `at` of the load to the last piece where they follow it, so that writes are large.
+fn append(pieces: &mut Vec<Piece>, offset: u64, at: usize, size: usize) {
+    match pieces.last_mut() {
+        Some(Piece::Bytes(start, bytes))
+            if *start + bytes.len() as u64 == offset && bytes.len() + size <= MAX_WRITE =>
+        {
+            bytes.end += size;
+        }
+        _ => pieces.push(Piece::Bytes(offset, at..at + size)),
     }
-    let mut bytes = Vec::with_capacity(MAX_WRITE.min(plain.len() * 4));
-    bytes.extend_from_slice(plain);
-    pieces.push(Piece::Bytes(offset, bytes));
 }
 
 /// Puts stretches back in order and hands their pieces to the writer. Returns how many stretches there were.
@@ -132,7 +143,7 @@ pub(super) fn feed(
     ready: &Receiver<Ready>,
     mut write: impl FnMut(Ready) -> Result<(), Error>,
 ) -> Result<u64, Error> {
-    // Bounded by the openers: each has one stretch at a time.
+    // Bounded by the loads: the walk takes them in order, so that the next stretch always has one.
     let mut stretches = Reorder::new();
     while let Ok(next) = ready.recv() {
         stretches.put(next.sequence, next);

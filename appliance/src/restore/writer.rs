@@ -1,10 +1,12 @@
 //! Writing pieces of a disk in the order in which they come: with io_uring on the asynchronous side, or with `pwrite`
 //! on a thread.
 
+use super::stages::Part;
 use crate::worker::Error;
 use blocks::{ByteCount, ByteOffset};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,25 +14,51 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
+use tokio_uring::buf::BoundedBuf;
 
-/// Writes on their way at once; they go to the page cache, more would only hold memory.
-const IN_FLIGHT: usize = 4;
+/// Loads that are being written at once; they go to the page cache, more would only hold memory.
+const IN_FLIGHT: usize = 3;
 /// Zeros of one write.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
-/// What to write.
+/// A stretch of a disk on its way from the walk to the writer and back, and all memory that it needs. How many there are
+/// bounds what a restore holds.
+#[derive(Default)]
+pub(crate) struct Load {
+    /// What the stretch is made of.
+    pub(super) parts: Vec<Part>,
+    /// The store's answer.
+    pub(super) answer: Vec<u8>,
+    /// The opened blocks. As long as was ever needed; what no piece points to is left from before.
+    pub(super) memory: Vec<u8>,
+    /// What is to be written.
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// What to write where.
 pub(crate) enum Piece {
-    /// These bytes.
-    Bytes(u64, Vec<u8>),
+    /// These bytes of the load's memory.
+    Bytes(u64, Range<usize>),
     /// So many zeros.
     Zeros(u64, u64),
+}
+
+impl Load {
+    /// Sees to it that the memory has at least `size` bytes.
+    pub(super) fn make_room(&mut self, size: usize) {
+        if self.memory.len() < size {
+            self.memory.resize(size, 0);
+        }
+    }
 }
 
 /// A disk to write, and where its pieces come from. Ends when the queue does.
 pub(crate) struct WriteOrder {
     pub(crate) file: File,
     pub(crate) device: String,
-    pub(crate) queue: Receiver<Piece>,
+    pub(crate) queue: Receiver<Load>,
+    /// Gets back what was written; never full, there are no more loads than it has room for.
+    pub(crate) back: SyncSender<Load>,
     /// Bytes written so far.
     pub(crate) written: Arc<AtomicU64>,
     /// Told the outcome, after the fsync.
@@ -39,8 +67,10 @@ pub(crate) struct WriteOrder {
 
 /// Carries out an order on a tokio-uring runtime.
 pub(crate) async fn write(order: WriteOrder) {
-    let WriteOrder { file, device, queue, written, done } = order;
-    let outcome = write_with_ring(file, &device, queue, written).await;
+    let WriteOrder { file, device, queue, back, written, done } = order;
+    let outcome = write_with_ring(file, &device, queue, &back, &written).await;
+    // The walk must not wait for loads that nobody writes.
+    drop(back);
     // Nobody waits any more: the job has failed elsewhere.
     let _ = done.send(outcome);
 }
@@ -48,78 +78,91 @@ pub(crate) async fn write(order: WriteOrder) {
 async fn write_with_ring(
     file: File,
     device: &str,
-    mut queue: Receiver<Piece>,
-    written: Arc<AtomicU64>,
+    mut queue: Receiver<Load>,
+    back: &SyncSender<Load>,
+    written: &Arc<AtomicU64>,
 ) -> Result<(), Error> {
     let file = Rc::new(tokio_uring::fs::File::from_std(file));
-    let mut in_flight: JoinSet<(u64, u64, io::Result<()>)> = JoinSet::new();
-    let settle = |outcome: (u64, u64, io::Result<()>)| match outcome {
-        (_, size, Ok(())) => {
-            written.fetch_add(size, Ordering::Relaxed);
-            Ok(())
+    let mut in_flight: JoinSet<Result<Load, Error>> = JoinSet::new();
+    while let Some(load) = queue.recv().await {
+        while in_flight.len() >= IN_FLIGHT {
+            let ended = in_flight.join_next().await.expect("not empty");
+            // The walk is over: nobody needs it any more.
+            let _ = back.send(ended.expect("writes do not panic")?);
         }
-        (offset, size, Err(source)) => Err(failed(device, offset, size, source)),
-    };
-    while let Some(piece) = queue.recv().await {
-        for (offset, part) in parts(piece) {
-            while in_flight.len() >= IN_FLIGHT {
-                let ended = in_flight.join_next().await.expect("not empty");
-                settle(ended.expect("writes do not panic"))?;
-            }
-            let file = file.clone();
-            in_flight.spawn_local(async move {
-                match part {
-                    Part::Bytes(bytes) => {
-                        let size = bytes.len() as u64;
-                        (offset, size, file.write_all_at(bytes, offset).await.0)
-                    }
-                    Part::Zeros(zeros) => {
-                        (offset, zeros.len() as u64, file.write_all_at(zeros, offset).await.0)
-                    }
-                }
-            });
-        }
+        let (file, device, written) = (file.clone(), device.to_owned(), written.clone());
+        in_flight.spawn_local(async move { write_load(&file, &device, load, &written).await });
     }
     while let Some(ended) = in_flight.join_next().await {
-        settle(ended.expect("writes do not panic"))?;
+        // As above.
+        let _ = back.send(ended.expect("writes do not panic")?);
     }
     file.sync_all().await.map_err(|source| not_synced(device, source))
 }
 
+/// Writes one load, piece by piece, and gives its memory back.
+async fn write_load(
+    file: &tokio_uring::fs::File,
+    device: &str,
+    mut load: Load,
+    written: &AtomicU64,
+) -> Result<Load, Error> {
+    let mut memory = std::mem::take(&mut load.memory);
+    for piece in load.pieces.drain(..) {
+        match piece {
+            Piece::Bytes(offset, at) => {
+                let size = at.len() as u64;
+                let (outcome, part) = file.write_all_at(memory.slice(at), offset).await;
+                outcome.map_err(|source| failed(device, offset, size, source))?;
+                memory = part.into_inner();
+                written.fetch_add(size, Ordering::Relaxed);
+            }
+            Piece::Zeros(offset, size) => {
+                for (offset, zeros) in zeros(offset, size) {
+                    let size = zeros.len() as u64;
+                    let (outcome, _) = file.write_all_at(zeros, offset).await;
+                    outcome.map_err(|source| failed(device, offset, size, source))?;
+                    written.fetch_add(size, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    load.memory = memory;
+    Ok(load)
+}
+
 /// Carries out an order with `pwrite`; for a thread.
 pub(crate) fn write_plainly(order: WriteOrder) -> Result<(), Error> {
-    let WriteOrder { file, device, mut queue, written, .. } = order;
-    while let Some(piece) = queue.blocking_recv() {
-        for (offset, part) in parts(piece) {
-            let bytes = match &part {
-                Part::Bytes(bytes) => &bytes[..],
-                Part::Zeros(zeros) => zeros,
-            };
-            let size = bytes.len() as u64;
-            file.write_all_at(bytes, offset).map_err(|source| failed(&device, offset, size, source))?;
-            written.fetch_add(size, Ordering::Relaxed);
+    let WriteOrder { file, device, mut queue, back, written, .. } = order;
+    let write = |offset: u64, bytes: &[u8]| -> Result<(), Error> {
+        let size = bytes.len() as u64;
+        file.write_all_at(bytes, offset).map_err(|source| failed(&device, offset, size, source))?;
+        written.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    };
+    while let Some(mut load) = queue.blocking_recv() {
+        for piece in load.pieces.drain(..) {
+            match piece {
+                Piece::Bytes(offset, at) => write(offset, &load.memory[at])?,
+                Piece::Zeros(offset, size) => {
+                    zeros(offset, size).try_for_each(|(offset, zeros)| write(offset, zeros))?;
+                }
+            }
         }
+        // The walk is over: nobody needs it any more.
+        let _ = back.send(load);
     }
     file.sync_all().map_err(|source| not_synced(&device, source))
 }
 
-enum Part {
-    Bytes(Vec<u8>),
-    Zeros(&'static [u8]),
-}
-
-fn parts(piece: Piece) -> Box<dyn Iterator<Item = (u64, Part)>> {
-    match piece {
-        Piece::Bytes(offset, bytes) => Box::new(std::iter::once((offset, Part::Bytes(bytes)))),
-        Piece::Zeros(offset, size) => {
-            let step = ZEROS.len() as u64;
-            Box::new((0..size.div_ceil(step)).map(move |part| {
-                let at = part * step;
-                let size = usize::try_from(step.min(size - at)).expect("at most 1 MiB");
-                (offset + at, Part::Zeros(&ZEROS[..size]))
-            }))
-        }
-    }
+/// A range of zeros as writes of at most 1 MiB.
+fn zeros(offset: u64, size: u64) -> impl Iterator<Item = (u64, &'static [u8])> {
+    let step = ZEROS.len() as u64;
+    (0..size.div_ceil(step)).map(move |part| {
+        let at = part * step;
+        let size = usize::try_from(step.min(size - at)).expect("at most 1 MiB");
+        (offset + at, &ZEROS[..size])
+    })
 }
 
 fn failed(device: &str, offset: u64, size: u64, source: io::Error) -> Error {
@@ -135,22 +178,31 @@ fn not_synced(device: &str, source: io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::worker::Runtime;
-    use std::sync::mpsc::sync_channel;
+    use std::sync::mpsc::{self, sync_channel};
 
-    fn order(file: &File, pieces: Vec<Piece>) -> (WriteOrder, std::sync::mpsc::Receiver<Result<(), Error>>) {
+    type Ordered = (WriteOrder, mpsc::Receiver<Result<(), Error>>, mpsc::Receiver<Load>);
+
+    fn order(file: &File, loads: Vec<Load>) -> Ordered {
         let (queue_in, queue) = tokio::sync::mpsc::channel(16);
-        pieces.into_iter().for_each(|piece| queue_in.try_send(piece).expect("room"));
+        loads.into_iter().for_each(|load| assert!(queue_in.try_send(load).is_ok(), "room"));
         let (done, outcome) = sync_channel(1);
         let file = file.try_clone().expect("clone");
-        (WriteOrder { file, device: "xvde".into(), queue, written: Arc::default(), done }, outcome)
+        let (back, loads_back) = sync_channel(16);
+        (
+            WriteOrder { file, device: "xvde".into(), queue, back, written: Arc::default(), done },
+            outcome,
+            loads_back,
+        )
     }
 
-    fn pieces() -> Vec<Piece> {
-        let bytes = |value: u8, size| vec![value; size];
+    fn loads() -> Vec<Load> {
+        let mut memory = vec![1; 70_000];
+        memory.extend([2; 512]);
+        let pieces = vec![Piece::Bytes(0, 0..70_000), Piece::Zeros(70_000, 3 << 20)];
+        let more = vec![Piece::Bytes(4 << 20, 70_000..70_512)];
         vec![
-            Piece::Bytes(0, bytes(1, 70_000)),
-            Piece::Zeros(70_000, 3 << 20),
-            Piece::Bytes(4 << 20, bytes(2, 512)),
+            Load { memory: memory.clone(), pieces, ..Load::default() },
+            Load { memory, pieces: more, ..Load::default() },
         ]
     }
 
@@ -166,35 +218,47 @@ mod tests {
             file
         };
         let plain = fresh();
-        let (job, _) = order(plain.as_file(), pieces());
+        let (job, _, back) = order(plain.as_file(), loads());
         let written = job.written.clone();
         write_plainly(job).expect("writes");
         assert!(std::fs::read(plain.path()).expect("read") == expected);
         assert_eq!(written.load(Ordering::Relaxed), 70_000 + (3 << 20) + 512);
+        for _ in 0..2 {
+            let load = back.try_recv().expect("memory comes back");
+            assert_eq!((load.memory.len(), load.pieces.len()), (70_512, 0));
+        }
         let (runtime, why) = Runtime::new().expect("runtime");
         if let Some(why) = why {
             println!("skipped: io_uring: {why}");
             return;
         }
         let ring = fresh();
-        let (job, outcome) = order(ring.as_file(), pieces());
+        let (job, outcome, back) = order(ring.as_file(), loads());
         let written = job.written.clone();
         runtime.block_on(write(job));
         outcome.recv().expect("told").expect("writes");
         assert!(std::fs::read(ring.path()).expect("read") == expected);
         assert_eq!(written.load(Ordering::Relaxed), 70_000 + (3 << 20) + 512);
+        for _ in 0..2 {
+            let load = back.try_recv().expect("memory comes back");
+            assert_eq!((load.memory.len(), load.pieces.len()), (70_512, 0));
+        }
     }
 
     #[test]
     fn a_failed_write_names_device_offset_and_size() {
         let file = tempfile::NamedTempFile::new().expect("file");
         let read_only = File::open(file.path()).expect("open");
-        let (job, _) = order(&read_only, vec![Piece::Bytes(65536, vec![1; 512])]);
+        let (job, _, _) = order(
+            &read_only,
+            vec![Load { memory: vec![1; 512], pieces: vec![Piece::Bytes(65536, 0..512)], ..Load::default() }],
+        );
         let plain = write_plainly(job).expect_err("read-only");
         assert_eq!(plain.to_string(), "write xvde at 0x10000, 512 B");
         let (runtime, why) = Runtime::new().expect("runtime");
         if why.is_none() {
-            let (job, outcome) = order(&read_only, vec![Piece::Zeros(65536, 512)]);
+            let (job, outcome, _back) =
+                order(&read_only, vec![Load { pieces: vec![Piece::Zeros(65536, 512)], ..Load::default() }]);
             runtime.block_on(write(job));
             let ring = outcome.recv().expect("told").expect_err("read-only");
             assert_eq!(ring.to_string(), plain.to_string());

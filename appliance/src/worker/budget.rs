@@ -25,10 +25,10 @@ const MIN_PACKS: usize = 2;
 const MIN_PACK_SIZE: usize = 1 << 20;
 /// Blocks in one answer when restoring: 2 MiB of plain bytes.
 const ANSWER_BLOCKS: usize = 32;
-/// What an answer on its way stands for, counted generously: its bytes, their share of what is being opened, and of
-/// what waits to be written.
-const BYTES_PER_ANSWER: usize = 8 << 20;
-const MAX_ANSWERS: usize = 5;
+/// A load of a restore at worst: an answer that does not compress, and its blocks opened.
+const LOAD_SIZE: usize = 2 * ANSWER_BLOCKS * (64 << 10);
+/// Loads: three being written and two waiting for it, two being opened, and three answers on their way.
+const MAX_LOADS: usize = 10;
 
 const _: () = assert!(ANSWER_BLOCKS <= wire::MAX_BLOCKS);
 
@@ -56,8 +56,8 @@ pub struct Budget {
     pub remembered_ids: usize,
     /// Blocks in one answer, when restoring.
     pub answer_blocks: usize,
-    /// Such answers on their way at once.
-    pub block_answers: usize,
+    /// Such answers at once, on their way, opened, or being written.
+    pub loads: usize,
     /// Threads that hash, and threads that seal or open.
     pub threads: usize,
 }
@@ -89,7 +89,7 @@ impl Budget {
             tree_pack_size: 2 << 20,
             remembered_ids: 16 << 10,
             answer_blocks: ANSWER_BLOCKS,
-            block_answers: (left / BYTES_PER_ANSWER).clamp(2, MAX_ANSWERS),
+            loads: (left / LOAD_SIZE).clamp(2, MAX_LOADS),
             threads,
         }
     }
@@ -105,6 +105,7 @@ mod tests {
         assert_eq!((budget.packs, budget.pack_size, budget.threads), (2, 16 << 20, 1));
         let held = budget.packs * budget.pack_size + budget.read_buffers * budget.read_size;
         assert!(held + FIXED <= 64 << 20, "{held}");
+        assert!(budget.loads * LOAD_SIZE + FIXED <= 64 << 20, "{}", budget.loads);
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Run {
         self.halted.store(true, Ordering::Release);
     }
 
+    /// As [`halt`](Self::halt), where the reason is told by the stage that found it.
+    pub(crate) fn abort(&self) {
+        self.halted.store(true, Ordering::Release);
+    }
+
     /// An error if the job was halted.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.halted.load(Ordering::Acquire) { Err(Error::Aborted) } else { Ok(()) }

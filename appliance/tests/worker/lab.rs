@@ -21,6 +21,8 @@ pub(crate) struct Lab {
     pub(crate) store: Arc<Store>,
     pub(crate) service: Service,
     pub(crate) runtime: tokio::runtime::Runtime,
+    /// How often a job reports, in milliseconds.
+    pub(crate) progress_ms: u16,
     next_job: AtomicU64,
 }
 
@@ -83,7 +85,7 @@ impl Lab {
         let identity = Identity::generate().expect("key");
         let listen = ["127.0.0.1:0".parse().expect("address")];
         let service = runtime.block_on(Service::start(store.clone(), identity, &listen)).expect("service");
-        Self { dir, store, service, runtime, next_job: AtomicU64::new(1) }
+        Self { dir, store, service, runtime, progress_ms: 50, next_job: AtomicU64::new(1) }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -111,7 +113,8 @@ impl Lab {
         let number = self.next_job.fetch_add(1, Ordering::Relaxed);
         let job = format!("00000000-0000-4000-8000-{number:012}");
         let id_key = self.store.id_key_bytes();
-        let order = Order { job: job.clone(), id_key, watchdog_s: WATCHDOG_S, progress_ms: 50, work };
+        let progress_ms = self.progress_ms;
+        let order = Order { job: job.clone(), id_key, watchdog_s: WATCHDOG_S, progress_ms, work };
         let _guard = self.runtime.enter();
         let handle = self.service.open_job(JobGrant { job: job.clone(), order, bitmaps })?;
         Ok((job, handle))

@@ -3,11 +3,12 @@
 //! `backup` and `restore` of what kinds of disks; `bad`: disks that cannot be read everywhere; `audit`: what is read
 //! again, and what comes of it; `rate`: how fast
 //! is read at most; `failure`: what goes wrong and how it is said; `memory`: what a
-//! process of its own needs at most.
+//! process of its own needs at most, and how often it allocates.
 
 mod audit;
 mod backup;
 mod bad;
+mod counting;
 mod failure;
 mod lab;
 mod memory;

@@ -1,5 +1,6 @@
 //! What a worker needs at most: measured in a process of its own, so that the store's memory is not counted.
 
+use crate::counting;
 use crate::lab::{Heard, Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
 use abd_appliance::platform::memory;
 use abd_appliance::worker::{Assignment, Identity, perform};
@@ -21,6 +22,8 @@ struct Measured {
     peak_kib: u64,
     wall: Duration,
     cpu_ms: u64,
+    /// Allocations of the stages, and of the thread that has the network.
+    allocations: (u64, u64),
 }
 
 /// The worker process: this test, started again by [`measure`].
@@ -39,8 +42,10 @@ fn worker_process() {
         addresses: vec![address.parse().expect("address")],
         orchestrator_key: *pin.as_bytes(),
     };
+    counting::this_is_the_network();
     perform(&assignment, &identity, Arc::new(Machine::new([(4, Path::new(disk))]))).expect("job");
-    std::fs::write(report, memory::now().worker_peak_kib.to_string()).expect("report");
+    let (peak_kib, (stages, network)) = (memory::now().worker_peak_kib, counting::so_far());
+    std::fs::write(report, format!("{peak_kib} {stages} {network}")).expect("report");
 }
 
 /// Runs one job in a process of its own.
@@ -76,10 +81,13 @@ fn measure(lab: &Lab, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measu
     let output = child.wait_with_output().expect("worker process");
     let wall = began.elapsed();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let peak_kib = std::fs::read_to_string(&report).expect("report").parse().expect("a number");
+    let report = std::fs::read_to_string(&report).expect("report");
+    let numbers: Vec<u64> = report.split(' ').map(|number| number.parse().expect("a number")).collect();
+    let [peak_kib, stages, network] = numbers[..] else { panic!("three numbers") };
     let Heard { done, trees, .. } = lab.finish(handle);
     let done = done.expect("told");
-    Measured { tree: trees[0], counts: done.disks[0], peak_kib, wall, cpu_ms: done.usage.cpu_ms }
+    let (tree, counts, cpu_ms) = (trees[0], done.disks[0], done.usage.cpu_ms);
+    Measured { tree, counts, peak_kib, wall, cpu_ms, allocations: (stages, network) }
 }
 
 fn disk_of(path: &Path, start: Start) -> Work {
@@ -153,6 +161,44 @@ fn a_full_backup_and_a_restore_with_packs_of_16_mib_stay_within_the_limit() {
             run.peak_kib, run.wall, run.cpu_ms
         );
         assert!(run.peak_kib <= LIMIT_KIB, "{what} took {} KiB", run.peak_kib);
+    }
+}
+
+/// What every further MiB of a disk costs in allocations, once the buffers are there: the difference between a disk and
+/// one twice its size. The thread that has the network makes TLS records and HTTP messages, and is only held to sanity.
+#[test]
+fn a_longer_disk_needs_next_to_no_more_allocations() {
+    const MIB: u64 = 96;
+    // Where there is news, one for each read, of which there are 4 per MiB: its buffer is shared by its blocks. Then a
+    // question to the store every 4 MiB and a tree node every 16, each a dozen for its messages.
+    const MOST_PER_MIB: (u64, u64) = (10, 200);
+    // No reports: their number would be that of the seconds.
+    let mut lab = Lab::new();
+    lab.progress_ms = 5000;
+    let sizes = [MIB, 2 * MIB].map(|mib| (mib, lab.path(&format!("disk{mib}"))));
+    for (mib, path) in &sizes {
+        // Other blocks on each, or the second would have nothing to ship.
+        let size = mib << 20;
+        disk(path, size, &[]);
+        write_blocks(path, &(0..size / BLOCK_SIZE).collect::<Vec<_>>(), *mib);
+    }
+    let full = sizes.each_ref().map(|(_, path)| measure(&lab, disk_of(path, Start::Nothing), None, path));
+    let scan = [0, 1].map(|at| {
+        let (_, path) = &sizes[at];
+        measure(&lab, disk_of(path, Start::Compare { base: full[at].tree }), None, path)
+    });
+    let target = lab.path("target");
+    let restore = full.each_ref().map(|Measured { tree, .. }| {
+        disk(&target, tree.size.get(), &[]);
+        let (size, root) = (tree.size, tree.root);
+        let disks = vec![RestoreDisk { userdevice: 4, device: size, size, root, blank: true }];
+        measure(&lab, Work::Restore { disks }, None, &target)
+    });
+    for (what, [short, long]) in [("full", full), ("scan", scan), ("restore", restore)] {
+        let per_mib = |count: fn(&Measured) -> u64| count(&long).saturating_sub(count(&short)) / MIB;
+        let found = (per_mib(|run| run.allocations.0), per_mib(|run| run.allocations.1));
+        println!("{what}: {} and {} allocations per MiB in stages and network", found.0, found.1);
+        assert!(found.0 <= MOST_PER_MIB.0 && found.1 <= MOST_PER_MIB.1, "{what}: {found:?} per MiB");
     }
 }
 

@@ -8,8 +8,8 @@ use seal::{PackId, Tree};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 use wire::{
-    BlocksAnswer, BlocksQuestion, DiskAnswer, DiskDone, Failure, JobDone, KnownAnswer, KnownQuestion,
-    NodeBytes, NodesAnswer, NodesQuestion, Order, PackAnswer, ProgressAnswer, Work,
+    BlocksQuestion, DiskAnswer, DiskDone, Failure, JobDone, KnownAnswer, KnownQuestion, NodeBytes,
+    NodesAnswer, NodesQuestion, Order, PackAnswer, ProgressAnswer, Work,
 };
 
 /// A store and the one job that it answers for.
@@ -36,7 +36,7 @@ impl Engine {
                 Ok(wire::encode(&KnownAnswer { known }))
             }
             wire::PATH_NODES => answer(path, self.nodes(read(path, body)?)),
-            wire::PATH_BLOCKS => answer(path, self.blocks(read(path, body)?)),
+            wire::PATH_BLOCKS => self.blocks(read(path, body)?).map_err(|error| wrong(path, error)),
             wire::PATH_DISK_DONE => {
                 let done: DiskDone = read(path, body)?;
                 let base = match &self.order.work {
@@ -77,16 +77,11 @@ impl Engine {
         Ok(NodesAnswer { nodes: nodes.collect() })
     }
 
-    fn blocks(&self, question: BlocksQuestion) -> Result<BlocksAnswer, ads::Error> {
+    fn blocks(&self, question: BlocksQuestion) -> Result<Vec<u8>, ads::Error> {
         let tree = self.tree().unwrap_or(Tree { size: blocks::ByteCount::new(0), root: None });
-        let mut blocks = Vec::with_capacity(question.blocks.len());
-        for block in question.blocks {
-            // Of an absent one nothing is added: the worker counts the answer's blocks.
-            if let Some(id) = self.store.block_at(&tree, block)? {
-                blocks.push(self.store.read_sealed(id)?);
-            }
-        }
-        Ok(BlocksAnswer { blocks })
+        // Of an absent one nothing is added: the worker counts the answer's blocks.
+        let ids: Vec<_> = self.store.blocks_at(&tree, &question.blocks)?.into_iter().flatten().collect();
+        self.store.blocks_message(&ids)
     }
 }
 

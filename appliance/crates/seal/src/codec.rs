@@ -48,9 +48,12 @@ pub struct Sealed<'a> {
 }
 
 /// Compresses blocks. One per thread; its buffers are reused.
+///
+/// It does not open again what it compressed: the store opens every block and compares its id before it says that it
+/// has the pack, and until then the disk has the original. That is the same proof, by other memory; made twice it adds
+/// a quarter to what compressing costs.
 pub struct Sealer {
     context: zstd::bulk::Compressor<'static>,
-    proof: Option<Opener>,
     compressed: Box<[u8]>,
 }
 
@@ -61,24 +64,13 @@ pub struct Opener {
 }
 
 impl Sealer {
-    /// A sealer that compresses at a zstd level (-7 to 22) and opens again what it compressed, to compare: a codec
-    /// bug or a flipped bit in memory must not become the only copy.
+    /// A sealer that compresses at a zstd level (-7 to 22).
     ///
     /// # Errors
     /// [`Error::Sealed`] where zstd cannot make a context (no memory, impossible level).
     pub fn new(level: i32) -> Result<Self, Error> {
-        Ok(Self { proof: Some(Opener::new()?), ..Self::proven_by_receiver(level)? })
-    }
-
-    /// A sealer for bytes whose receiver opens every block and compares its id before he says that he has it, as the
-    /// store does: that is the same proof, by other memory. Made twice it costs a quarter of what compressing costs.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn proven_by_receiver(level: i32) -> Result<Self, Error> {
         Ok(Self {
             context: zstd::bulk::Compressor::new(level).map_err(zstd_error)?,
-            proof: None,
             compressed: vec![0; SEAL_ROOM].into_boxed_slice(),
         })
     }
@@ -86,12 +78,12 @@ impl Sealer {
     /// Seals up to 64 KiB. What compression does not make smaller is stored as it is.
     ///
     /// # Errors
-    /// [`Error::Sealed`] if the bytes did not survive the round trip.
+    /// [`Error::Sealed`] with what zstd says.
     ///
     /// # Panics
     /// On more than 64 KiB.
     pub fn seal<'a>(&'a mut self, plain: &'a [u8]) -> Result<Sealed<'a>, Error> {
-        let size = compress(&mut self.context, self.proof.as_mut(), plain, &mut self.compressed)?;
+        let size = compress(&mut self.context, plain, &mut self.compressed)?;
         Ok(match size {
             Some(size) => Sealed { codec: Codec::Zstd, bytes: &self.compressed[..size] },
             None => Sealed { codec: Codec::Stored, bytes: plain },
@@ -108,7 +100,7 @@ impl Sealer {
     /// On more than 64 KiB, or less room than [`SEAL_ROOM`].
     pub fn seal_into(&mut self, plain: &[u8], room: &mut [u8]) -> Result<(Codec, usize), Error> {
         assert!(room.len() >= SEAL_ROOM, "there is room for the worst case");
-        match compress(&mut self.context, self.proof.as_mut(), plain, room)? {
+        match compress(&mut self.context, plain, room)? {
             Some(size) => Ok((Codec::Zstd, size)),
             None => {
                 room[..plain.len()].copy_from_slice(plain);
@@ -121,22 +113,12 @@ impl Sealer {
 /// Compresses into `room`; `None` where that gains nothing.
 fn compress(
     context: &mut zstd::bulk::Compressor<'static>,
-    proof: Option<&mut Opener>,
     plain: &[u8],
     room: &mut [u8],
 ) -> Result<Option<usize>, Error> {
     assert!(plain.len() <= MAX_PLAIN_SIZE, "a block is at most 64 KiB");
     let size = context.compress_to_buffer(plain, room).map_err(zstd_error)?;
-    if size >= plain.len() {
-        return Ok(None);
-    }
-    if let Some(opener) = proof {
-        let sealed = Sealed { codec: Codec::Zstd, bytes: &room[..size] };
-        if opener.open(sealed, plain.len())? != plain {
-            return Err(Error::Sealed { reason: "the compressed bytes opened to others".into() });
-        }
-    }
-    Ok(Some(size))
+    Ok((size < plain.len()).then_some(size))
 }
 
 impl Opener {
@@ -190,6 +172,35 @@ impl Opener {
             return Err(Error::BlockId { expected: id, found });
         }
         Ok(plain)
+    }
+
+    /// [`open_block`](Self::open_block) straight to where the plain bytes shall stand: exactly `plain`. On an error it
+    /// holds anything.
+    ///
+    /// # Errors
+    /// As [`open_block`](Self::open_block).
+    pub fn open_block_into(
+        &mut self,
+        key: &IdKey,
+        id: BlockId,
+        sealed: Sealed<'_>,
+        plain: &mut [u8],
+    ) -> Result<(), Error> {
+        match sealed.codec {
+            Codec::Zstd if plain.len() <= MAX_PLAIN_SIZE => {
+                let size = self.context.decompress_to_buffer(sealed.bytes, plain).map_err(zstd_error)?;
+                if size != plain.len() {
+                    let reason = format!("{size} bytes instead of {}", plain.len());
+                    return Err(Error::Sealed { reason });
+                }
+            }
+            _ => plain.copy_from_slice(self.open(sealed, plain.len())?),
+        }
+        let found = key.block_id(plain);
+        if found != id {
+            return Err(Error::BlockId { expected: id, found });
+        }
+        Ok(())
     }
 }
 
@@ -270,7 +281,29 @@ mod tests {
         assert!(zstd::zstd_safe::compress_bound(MAX_PLAIN_SIZE) <= SEAL_ROOM);
     }
 
-    /// Half of a block at each end of what compression can do, in place.
+    #[test]
+    fn what_opens_elsewhere_opens_in_place_and_what_does_not_is_refused() {
+        let key = IdKey::new(&[1; 32]);
+        let plain = [[5; 3000].as_slice(), &[6; 20_000]].concat();
+        let id = key.block_id(&plain);
+        let mut sealer = Sealer::new(DEFAULT_LEVEL).expect("sealer");
+        let zstd = sealer.seal(&plain).expect("seal").bytes.to_vec();
+        let mut opener = Opener::new().expect("opener");
+        let mut open = |codec, bytes: &[u8], size: usize| {
+            let mut room = vec![9; size];
+            opener.open_block_into(&key, id, Sealed { codec, bytes }, &mut room).map(|()| room)
+        };
+        assert_eq!(open(Codec::Zstd, &zstd, plain.len()), Ok(plain.clone()));
+        assert_eq!(open(Codec::Stored, &plain, plain.len()), Ok(plain.clone()));
+        for (codec, bytes) in [(Codec::Zstd, &zstd), (Codec::Stored, &plain)] {
+            for size in [0, plain.len() - 1, plain.len() + 1, 70_000] {
+                assert!(matches!(open(codec, bytes, size), Err(Error::Sealed { .. })), "{codec:?} to {size}");
+            }
+        }
+        assert!(matches!(open(Codec::Stored, &[5; 23_000], plain.len()), Err(Error::BlockId { .. })));
+    }
+
+    /// What zstd cannot make smaller, and what it makes smallest.
     #[test]
     fn both_ways_of_sealing_give_the_same_bytes() {
         let mut state = 1u32;
@@ -280,12 +313,60 @@ mod tests {
         };
         let noise: Vec<u8> = (0..65536).map(noise).collect();
         let mut sealer = Sealer::new(DEFAULT_LEVEL).expect("sealer");
-        let mut other = Sealer::proven_by_receiver(DEFAULT_LEVEL).expect("sealer");
         let mut room = vec![7; SEAL_ROOM];
         for plain in [&noise[..], &[1; 65536], &noise[..100], b""] {
-            let (codec, size) = other.seal_into(plain, &mut room).expect("seal");
+            let (codec, size) = sealer.seal_into(plain, &mut room).expect("seal");
             let sealed = sealer.seal(plain).expect("seal");
             assert_eq!((codec, &room[..size]), (sealed.codec, sealed.bytes));
+        }
+    }
+
+    /// `ABD_BENCH_DISK=<file> cargo test --release -p seal -- --ignored --nocapture level`: what the levels cost on the
+    /// blocks of a disk that are not zero, in processor time of one thread, and what opening costs.
+    #[test]
+    #[ignore = "a measurement; needs ABD_BENCH_DISK"]
+    fn what_each_level_costs_and_saves() {
+        use std::io::Read;
+        let Ok(path) = std::env::var("ABD_BENCH_DISK") else {
+            println!("skipped: ABD_BENCH_DISK names no file");
+            return;
+        };
+        let cpu = || {
+            let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+            text.split(' ').next().expect("a number").parse::<f64>().expect("nanoseconds") / 1e9
+        };
+        let mut file = std::fs::File::open(path).expect("disk");
+        let levels = [-5, -3, -1, 1, 2, 3];
+        let mut sealers = levels.map(|level| Sealer::new(level).expect("sealer"));
+        let (mut cost, mut size, mut opening, mut plain_size) = ([0.0; 6], [0; 6], [0.0; 6], 0);
+        let (mut room, mut opener) = (vec![0; 64 * SEAL_ROOM], Opener::new().expect("opener"));
+        let mut stretch = vec![0; 4 << 20];
+        while file.read_exact(&mut stretch).is_ok() {
+            let blocks: Vec<&[u8]> = stretch.chunks(65536).filter(|block| !is_zero(block)).collect();
+            plain_size += blocks.len() * 65536;
+            for (at, sealer) in sealers.iter_mut().enumerate() {
+                let rooms = room.chunks_mut(SEAL_ROOM);
+                let began = cpu();
+                let seal = |(block, room): (&&[u8], _)| sealer.seal_into(block, room).expect("seal");
+                let sealed: Vec<_> = blocks.iter().zip(rooms).map(seal).collect();
+                let sealed_at = cpu();
+                for ((codec, size), room) in sealed.iter().zip(room.chunks(SEAL_ROOM)) {
+                    let sealed = Sealed { codec: *codec, bytes: &room[..*size] };
+                    opener.open(sealed, 65536).expect("open");
+                }
+                opening[at] += cpu() - sealed_at;
+                cost[at] += sealed_at - began;
+                size[at] += sealed.iter().map(|(_, size)| size).sum::<usize>();
+            }
+        }
+        for (at, level) in levels.iter().enumerate() {
+            let rate = |seconds: f64| plain_size as f64 / 1e6 / seconds;
+            let ratio = plain_size as f64 / size[at] as f64;
+            println!(
+                "level {level}: {:.0} MB/s, {ratio:.3}, opened at {:.0} MB/s",
+                rate(cost[at]),
+                rate(opening[at])
+            );
         }
     }
 

@@ -16,8 +16,10 @@ pub use keys::*;
 pub use messages::*;
 pub use order::*;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Room that an encoded message starts with: most are smaller, and none grows step by step from nothing.
+const QUESTION_SIZE: usize = 4 << 10;
 
 /// Version of everything in this crate. Both sides are shipped together; a difference means that the
 /// template in the pool does not belong to the orchestrator, and is refused with that sentence.
@@ -44,14 +46,22 @@ pub enum Error {
 /// # Panics
 /// Never for the messages of this crate: all of their types are encodable.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    postcard::to_stdvec(message).expect("the messages of this crate have no unencodable types")
+    encode_into(message, Vec::with_capacity(QUESTION_SIZE))
 }
 
-/// Decodes a message body; every byte must be used.
+/// Encodes a large message body into memory of about its size, so that it is not copied again and again as it grows.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_into<T: Serialize>(message: &T, memory: Vec<u8>) -> Vec<u8> {
+    postcard::to_extend(message, memory).expect("the messages of this crate have no unencodable types")
+}
+
+/// Decodes a message body, which the message may borrow from; every byte must be used.
 ///
 /// # Errors
 /// [`Error::Malformed`] naming the message type.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let malformed = |reason: String| Error::Malformed { message: std::any::type_name::<T>(), reason };
     let (message, rest) = postcard::take_from_bytes(body).map_err(|error| malformed(error.to_string()))?;
     if !rest.is_empty() {

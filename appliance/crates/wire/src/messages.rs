@@ -110,23 +110,24 @@ pub struct BlocksQuestion {
     pub blocks: Vec<BlockIndex>,
 }
 
-/// The blocks asked for, in order.
+/// The blocks asked for, in order. Their bytes are borrowed from where they were read, or from the message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlocksAnswer {
+pub struct BlocksAnswer<'a> {
     /// As many as were asked for.
-    pub blocks: Vec<SealedBlock>,
+    #[serde(borrow)]
+    pub blocks: Vec<SealedBlock<'a>>,
 }
 
 /// A block as it is stored. The ABD opens it and checks its id against the tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedBlock {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedBlock<'a> {
     /// [`seal::Codec`] as a byte.
     pub codec: u8,
     /// Bytes after opening.
     pub plain_size: u32,
     /// The stored bytes.
-    #[serde(with = "serde_bytes")]
-    pub bytes: Vec<u8>,
+    #[serde(borrow, with = "serde_bytes")]
+    pub bytes: &'a [u8],
 }
 
 /// A pack was taken in.

@@ -6,23 +6,27 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// Bytes of one piece. Pieces are copies: a connection then never holds more than a few of them, and the pack's memory
-/// is free the moment its answer is there. The copy costs a hundredth of what compressing the bytes cost.
+/// Bytes of one piece: TLS encrypts what it is given at once, and keeps that in memory until it is sent.
 const PIECE: usize = 64 << 10;
 
-/// The body of a call; repeating the call makes another from the same memory.
+/// The body of a call; repeating the call makes another from the same memory. Pieces are views of it, which a connection
+/// lets go of once they are encrypted: before there can be an answer to the whole.
 pub(crate) struct Shared {
-    bytes: Option<Arc<Vec<u8>>>,
-    sent: usize,
+    left: Bytes,
+}
+
+/// The memory of a body, as HTTP wants to own it.
+struct Owner(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Shared {
     pub(crate) fn new(bytes: Arc<Vec<u8>>) -> Self {
-        Self { bytes: Some(bytes), sent: 0 }
-    }
-
-    fn left(&self) -> usize {
-        self.bytes.as_ref().map_or(0, |bytes| bytes.len() - self.sent)
+        Self { left: Bytes::from_owner(Owner(bytes)) }
     }
 }
 
@@ -34,21 +38,18 @@ impl Body for Shared {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let size = self.left().min(PIECE);
-        let Some(bytes) = self.bytes.clone().filter(|_| size > 0) else { return Poll::Ready(None) };
-        let piece = Bytes::copy_from_slice(&bytes[self.sent..self.sent + size]);
-        self.sent += size;
-        if self.left() == 0 {
-            self.bytes = None;
+        let size = self.left.len().min(PIECE);
+        if size == 0 {
+            return Poll::Ready(None);
         }
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Poll::Ready(Some(Ok(Frame::data(self.left.split_to(size)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left() == 0
+        self.left.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left() as u64)
+        SizeHint::with_exact(self.left.len() as u64)
     }
 }

@@ -219,25 +219,31 @@ async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Vec
     let response = connection.sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
     if status == StatusCode::OK {
-        return match read(response, call.max_answer).await.map_err(broken)? {
+        let memory = call.memory.take();
+        return match read(response, call.max_answer, memory).await.map_err(broken)? {
             Some(body) => Ok(Ok(body)),
             None => Err(Broken::Final(Error::AnswerSize { call: call.path.clone(), limit: call.max_answer })),
         };
     }
-    let body = read(response, MAX_FAILURE).await.map_err(broken)?;
+    let body = read(response, MAX_FAILURE, Vec::new()).await.map_err(broken)?;
     let failure = body.and_then(|body| wire::decode::<wire::Failure>(&body).ok());
     let failure = failure.unwrap_or_else(|| wire::Failure::new("refused", format!("HTTP status {status}")));
     Ok(Err(Error::Refused { call: call.path.clone(), status: status.as_u16(), failure }))
 }
 
 /// The whole body; `None` if it is larger than `limit`.
-async fn read(response: Response<Incoming>, limit: usize) -> Result<Option<Vec<u8>>, hyper::Error> {
+async fn read(
+    response: Response<Incoming>,
+    limit: usize,
+    mut bytes: Vec<u8>,
+) -> Result<Option<Vec<u8>>, hyper::Error> {
     let mut body = response.into_body();
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
         return Ok(None);
     }
-    let mut bytes = Vec::with_capacity(announced);
+    bytes.clear();
+    bytes.reserve(announced);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         if let Ok(piece) = frame?.into_data() {
             if bytes.len() + piece.len() > limit {

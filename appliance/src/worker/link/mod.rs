@@ -16,6 +16,7 @@ pub(crate) use exchange::serve_here;
 use super::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use tokio::sync::mpsc::Sender;
@@ -38,6 +39,8 @@ pub(crate) struct Call {
     pub(crate) body: Arc<Vec<u8>>,
     pub(crate) max_answer: usize,
     pub(crate) patience: Patience,
+    /// For the answer; what it has room for need not be allocated.
+    pub(crate) memory: RefCell<Vec<u8>>,
     pub(crate) reply: SyncSender<Result<Vec<u8>, Error>>,
 }
 
@@ -80,7 +83,13 @@ impl Link {
 
     /// Asks and returns at once.
     pub(crate) fn start(&self, path: &str, question: &impl Serialize) -> Pending {
-        self.post(path, wire::encode(question), wire::MAX_MESSAGE_SIZE, Patience::Short)
+        self.start_into(path, question, Vec::new())
+    }
+
+    /// [`start`](Self::start) with memory for the answer, to be waited for with [`Pending::wait_raw`].
+    pub(crate) fn start_into(&self, path: &str, question: &impl Serialize, memory: Vec<u8>) -> Pending {
+        let (path, body) = (path.to_owned(), Arc::new(wire::encode(question)));
+        self.call(hyper::Method::POST, path, body, wire::MAX_MESSAGE_SIZE, Patience::Short, memory)
     }
 
     /// Asks for an answer that is no message, of at most `max_answer` bytes.
@@ -97,8 +106,14 @@ impl Link {
     pub(crate) fn put_pack(&self, pack: seal::Pack) -> PendingPack {
         let path = format!("{}{}", wire::PATH_PACKS, pack.id);
         let bytes = Arc::new(pack.bytes);
-        let answer =
-            self.call(hyper::Method::PUT, path, bytes.clone(), wire::MAX_MESSAGE_SIZE, Patience::Long);
+        let answer = self.call(
+            hyper::Method::PUT,
+            path,
+            bytes.clone(),
+            wire::MAX_MESSAGE_SIZE,
+            Patience::Long,
+            Vec::new(),
+        );
         PendingPack { answer, bytes }
     }
 
@@ -108,7 +123,7 @@ impl Link {
     }
 
     fn post(&self, path: &str, body: Vec<u8>, max_answer: usize, patience: Patience) -> Pending {
-        self.call(hyper::Method::POST, path.to_owned(), Arc::new(body), max_answer, patience)
+        self.call(hyper::Method::POST, path.to_owned(), Arc::new(body), max_answer, patience, Vec::new())
     }
 
     fn call(
@@ -118,10 +133,12 @@ impl Link {
         body: Arc<Vec<u8>>,
         max_answer: usize,
         patience: Patience,
+        memory: Vec<u8>,
     ) -> Pending {
+        let memory = RefCell::new(memory);
         let (reply, answer) = sync_channel(1);
         // Where the other side is gone the reply's sender is dropped with the call, and the wait says so.
-        let _ = self.send(Errand::Call(Call { method, path, body, max_answer, patience, reply }));
+        let _ = self.send(Errand::Call(Call { method, path, body, max_answer, patience, memory, reply }));
         Pending { reply: answer }
     }
 }

@@ -246,7 +246,7 @@ async fn an_abd_stays_within_its_order() {
     assert_eq!(code(abd.ask::<_, NodesAnswer>(PATH_NODES, &nodes(0)).await).1, "not-in-order");
     assert_eq!(code(abd.ask::<_, NodesAnswer>(PATH_NODES, &nodes(1)).await).1, "not-in-order");
     let question = BlocksQuestion { disk: 0, blocks: vec![support::block(0)] };
-    assert_eq!(code(abd.ask::<_, BlocksAnswer>(PATH_BLOCKS, &question).await).1, "not-in-order");
+    assert_eq!(code(abd.ask::<_, ProgressAnswer>(PATH_BLOCKS, &question).await).1, "not-in-order");
     let bitmap = BitmapQuestion { disk: 0 };
     assert_eq!(code(abd.ask::<_, ProgressAnswer>(PATH_BITMAP, &bitmap).await).1, "not-in-order");
     let finished = |disk, size: usize, tree: Tree| DiskDone {
@@ -297,7 +297,7 @@ async fn an_abd_stays_within_its_order() {
     for blocks in [vec![0, 0], vec![1, 0], vec![6], (0..65).collect(), vec![u64::MAX]] {
         let blocks = blocks.into_iter().map(support::block).collect();
         let question = BlocksQuestion { disk: 0, blocks };
-        assert_eq!(code(abd.ask::<_, BlocksAnswer>(PATH_BLOCKS, &question).await).1, "bad-message");
+        assert_eq!(code(abd.ask::<_, ProgressAnswer>(PATH_BLOCKS, &question).await).1, "bad-message");
     }
     for (level, first, count) in [(0, 0, 1), (2, 0, 1), (255, 0, 1), (1, 0, 65)] {
         let question = NodesQuestion { disk: 0, level, first, count };

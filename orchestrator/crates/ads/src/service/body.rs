@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
 use seal::MAX_PACK_SIZE;
+use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -17,6 +18,32 @@ pub(super) const INGEST_UNIT: u64 = 1 << 20;
 pub(super) const MAX_PACK_UNITS: usize = MAX_PACK_SIZE.div_ceil(INGEST_UNIT as usize);
 /// Least units that a pack counts for: many small ones would otherwise be many blocking threads.
 const LEAST_UNITS: usize = 4;
+
+/// Memory of packs that is kept for the next ones: what one job has on its way, whatever the number of jobs.
+const KEPT_PACKS: usize = 2;
+/// Memory of packs above the default size is not kept.
+const KEPT_PACK_SIZE: usize = 17 << 20;
+
+/// Memory of packs that were taken in. Fresh pages for every pack would cost a tenth of what checking it costs.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    packs: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Kept {
+    /// Memory for a pack, perhaps with room in it.
+    pub(super) fn take(&self) -> Vec<u8> {
+        self.packs.lock().expect("no panic while it is locked").pop().unwrap_or_default()
+    }
+
+    /// Keeps memory, if there is not enough already.
+    pub(super) fn give(&self, bytes: Vec<u8>) {
+        let mut packs = self.packs.lock().expect("no panic while it is locked");
+        if packs.len() < KEPT_PACKS && bytes.capacity() <= KEPT_PACK_SIZE {
+            packs.push(bytes);
+        }
+    }
+}
 
 /// Units of this many bytes.
 pub(super) fn ingest_units(bytes: ByteCount) -> usize {
@@ -40,8 +67,14 @@ pub(super) fn pack_units(size: usize) -> u32 {
     u32::try_from(units).expect("bounded by MAX_PACK_SIZE")
 }
 
-/// Reads a body of at most `limit` bytes; between two pieces at most `stall` may pass.
-pub(super) async fn read(body: &mut Incoming, limit: usize, stall: Duration) -> Result<Vec<u8>, Refusal> {
+/// Reads a body of at most `limit` bytes; between two pieces at most `stall` may pass. `bytes` is memory to use, if it has
+/// room.
+pub(super) async fn read(
+    body: &mut Incoming,
+    limit: usize,
+    stall: Duration,
+    mut bytes: Vec<u8>,
+) -> Result<Vec<u8>, Refusal> {
     let too_large = || {
         let message = format!("a body of more than {limit} bytes is not read here");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "bad-message", message)
@@ -50,7 +83,8 @@ pub(super) async fn read(body: &mut Incoming, limit: usize, stall: Duration) -> 
     if expected > limit {
         return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(expected);
+    bytes.clear();
+    bytes.reserve_exact(expected);
     loop {
         let frame = match timeout(stall, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,

@@ -101,6 +101,7 @@ struct Shared {
     strangers: Arc<Semaphore>,
     /// Packs in memory, in units of [`body::INGEST_UNIT`].
     ingest: Arc<Semaphore>,
+    kept: Arc<body::Kept>,
 }
 
 impl Service {
@@ -130,6 +131,7 @@ impl Service {
             connections: Arc::new(Semaphore::new(limits.connections)),
             strangers: Arc::new(Semaphore::new(limits.strangers)),
             ingest: Arc::new(Semaphore::new(body::ingest_units(limits.ingest).max(body::MAX_PACK_UNITS))),
+            kept: Arc::default(),
         });
         let mut bound = Vec::new();
         for address in listen {

@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wire::{
-    BitmapQuestion, BlocksAnswer, BlocksQuestion, Claim, DiskAnswer, DiskDone, Failure, JobDone, KnownAnswer,
+    BitmapQuestion, BlocksQuestion, Claim, DiskAnswer, DiskDone, Failure, JobDone, KnownAnswer,
     KnownQuestion, MAX_BLOCKS, MAX_KNOWN_IDS, MAX_NODES, NodeBytes, NodesAnswer, NodesQuestion,
     PROTOCOL_VERSION, PackAnswer, Progress, ProgressAnswer,
 };
@@ -112,7 +112,7 @@ async fn route(
         return put_pack(shared, session, id, body).await;
     }
     expect_method(head, &Method::POST)?;
-    let body = body::read(body, body::MAX_QUESTION, shared.limits.stall).await?;
+    let body = body::read(body, body::MAX_QUESTION, shared.limits.stall, Vec::new()).await?;
     if path == wire::PATH_CLAIM {
         return claim(session, &body);
     }
@@ -217,12 +217,9 @@ async fn blocks(shared: &Shared, session: &Arc<Session>, question: BlocksQuestio
     let permit = read_permit(session).await?;
     blocking(permit, move || {
         let absent = |block: BlockIndex| Refusal::bad_message(format!("block {block} of the disk is absent"));
-        let mut blocks = Vec::with_capacity(question.blocks.len());
-        for block in question.blocks {
-            let id = store.block_at(&tree, block)?.ok_or_else(|| absent(block))?;
-            blocks.push(store.read_sealed(id)?);
-        }
-        Ok(wire::encode(&BlocksAnswer { blocks }).into())
+        let ids = store.blocks_at(&tree, &question.blocks)?;
+        let ids = ids.into_iter().zip(&question.blocks).map(|(id, block)| id.ok_or_else(|| absent(*block)));
+        Ok(store.blocks_message(&ids.collect::<Result<Vec<_>, _>>()?)?.into())
     })
     .await
 }
@@ -243,10 +240,12 @@ async fn put_pack(
     if session.is_closed() {
         return Err(Refusal::over());
     }
-    let bytes = body::read(body, size, shared.limits.stall).await?;
-    let store = shared.store.clone();
+    let bytes = body::read(body, size, shared.limits.stall, shared.kept.take()).await?;
+    let (store, kept) = (shared.store.clone(), shared.kept.clone());
     blocking((turn, memory), move || {
-        let receipt = store.add_pack(id, &bytes)?;
+        let receipt = store.add_pack(id, &bytes);
+        kept.give(bytes);
+        let receipt = receipt?;
         Ok(wire::encode(&PackAnswer { stored: receipt.stored }).into())
     })
     .await

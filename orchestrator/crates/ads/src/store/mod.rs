@@ -35,10 +35,11 @@ use cache::Generations;
 use config::Config;
 use layout::{Layout, Lock};
 use packs::Packs;
+use rayon::ThreadPool;
 use seal::{BlockId, IdKey, Node, NodeId, PackId, PackIndex, PackKind, TreeId};
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use uuid::Uuid;
 
 /// A store, open for reading and adding. All methods block.
@@ -51,6 +52,8 @@ pub struct Store {
     node_cache: Mutex<Generations<NodeId, Arc<Node>>>,
     /// Trees proven whole by this process.
     finished: Mutex<HashSet<TreeId>>,
+    /// Threads that walk trees, started with the first one.
+    walkers: OnceLock<ThreadPool>,
     _lock: Lock,
 }
 
@@ -124,6 +127,7 @@ impl Store {
             skipped,
             node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
             finished: Mutex::default(),
+            walkers: OnceLock::new(),
             layout,
             _lock: lock,
         })
@@ -179,6 +183,16 @@ impl Store {
     /// Name of the pack that holds a block.
     pub(crate) fn pack_of(&self, id: &BlockId) -> Option<PackId> {
         Some(self.packs.record(self.packs.find(PackKind::Data, id.as_bytes())?.pack).id)
+    }
+
+    fn walkers(&self) -> Result<&ThreadPool, Error> {
+        if let Some(walkers) = self.walkers.get() {
+            return Ok(walkers);
+        }
+        let walkers = rayon::ThreadPoolBuilder::new()
+            .build()
+            .map_err(|error| Error::Worker { reason: error.to_string() })?;
+        Ok(self.walkers.get_or_init(|| walkers))
     }
 
     /// Writes a checked pack durably and makes it known.

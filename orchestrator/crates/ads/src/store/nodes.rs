@@ -7,10 +7,14 @@ use blocks::{BlockIndex, ByteOffset};
 use seal::{BlockId, FAN_OUT, Node, NodeId, NodeSource, PackKind, Tree};
 use std::io;
 use std::sync::Arc;
+use wire::BlocksAnswer;
 
 /// Nodes kept in memory: 16 MiB. An ABD reads a tree in order, so that the upper nodes and one stretch of
 /// the lowest level are enough.
 pub(super) const CACHED_NODES: usize = 2048;
+
+/// Bytes that an answer has for a block beside the block's own: a codec and two sizes.
+const MOST_ABOUT_A_BLOCK: usize = 16;
 
 /// Gives the nodes of a [`Store`] to the walks of `seal`.
 #[derive(Clone, Copy)]
@@ -40,17 +44,21 @@ impl Store {
         self.read_stored_block(id)?.open_block(&self.id_key, id)
     }
 
-    /// A block as it is stored. Whoever opens it must check its id.
+    /// Blocks as they are stored, in the order asked for, as a [`BlocksAnswer`] on its way. Whoever opens them must
+    /// check their ids.
     ///
     /// # Errors
     /// [`Error::NoBlock`], [`Error::Damaged`], or what the file system says.
-    pub fn read_sealed(&self, id: BlockId) -> Result<wire::SealedBlock, Error> {
-        let object = self.read_stored_block(id)?;
-        Ok(wire::SealedBlock {
-            codec: object.codec as u8,
-            plain_size: object.plain_size,
-            bytes: object.bytes,
-        })
+    pub fn blocks_message(&self, ids: &[BlockId]) -> Result<Vec<u8>, Error> {
+        let find = |id: &BlockId| {
+            let at = self.packs.find(PackKind::Data, id.as_bytes()).ok_or(Error::NoBlock { id: *id })?;
+            Ok((*id.as_bytes(), at))
+        };
+        let wanted = ids.iter().map(find).collect::<Result<Vec<_>, Error>>()?;
+        let objects = self.packs.read_many(PackKind::Data, &wanted)?;
+        let answer = BlocksAnswer { blocks: objects.iter().collect() };
+        let size = answer.blocks.iter().map(|block| block.bytes.len() + MOST_ABOUT_A_BLOCK).sum();
+        Ok(wire::encode_into(&answer, Vec::with_capacity(size)))
     }
 
     fn read_stored_block(&self, id: BlockId) -> Result<StoredObject, Error> {
@@ -123,13 +131,20 @@ impl Store {
         Ok(())
     }
 
-    /// The id of one block of a tree; `None` where it is absent.
+    /// The ids of blocks of a tree, ascending; `None` where one is absent.
     ///
     /// # Errors
     /// The first node on the way that is missing or damaged.
-    pub fn block_at(&self, tree: &Tree, block: BlockIndex) -> Result<Option<BlockId>, Error> {
-        let leaf = self.nodes_at(tree, 1, block.get() / FAN_OUT, 1)?;
-        Ok(leaf.first().and_then(|(_, node)| node.block(slot_of(block.get()))))
+    pub fn blocks_at(&self, tree: &Tree, blocks: &[BlockIndex]) -> Result<Vec<Option<BlockId>>, Error> {
+        let mut found = Vec::with_capacity(blocks.len());
+        for neighbours in blocks.chunk_by(|a, b| a.get() / FAN_OUT == b.get() / FAN_OUT) {
+            let leaf = self.nodes_at(tree, 1, neighbours[0].get() / FAN_OUT, 1)?;
+            let leaf = leaf.first().map(|(_, leaf)| leaf);
+            found.extend(
+                neighbours.iter().map(|block| leaf.and_then(|leaf| leaf.block(slot_of(block.get())))),
+            );
+        }
+        Ok(found)
     }
 
     /// Gives every block of a disk that is not all zeros to `sink`, ascending, proven. What is not given

@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, RwLock};
 const TAIL_GUESS: u64 = 64 << 10;
 /// Packs kept open for reading.
 const OPEN_PACKS: usize = 128;
+/// Objects that nobody asked for are read along where no more of them than this stand between two that are wanted.
+const MAX_GAP: u32 = 2;
 /// Packs whose ends are read at once when a store is opened: disks like some depth, memory stays small.
 const OPEN_READERS: usize = 8;
 
@@ -67,6 +69,22 @@ pub(crate) struct StoredObject {
     pub(crate) codec: Codec,
     pub(crate) plain_size: u32,
     pub(crate) bytes: Vec<u8>,
+}
+
+/// Sealed objects that were read together, in the order asked for.
+#[derive(Debug, Default)]
+pub(crate) struct StoredObjects {
+    /// What was read at once.
+    runs: Vec<Vec<u8>>,
+    objects: Vec<Option<ObjectAt>>,
+}
+
+#[derive(Clone, Debug)]
+struct ObjectAt {
+    codec: Codec,
+    plain_size: u32,
+    run: usize,
+    at: std::ops::Range<usize>,
 }
 
 /// What lies below `packs/`.
@@ -177,6 +195,62 @@ impl Packs {
         Ok(StoredObject { pack: record.id, codec: entry.codec, plain_size: entry.plain_size, bytes })
     }
 
+    /// Reads objects, and those that stand together in a pack at once.
+    pub(crate) fn read_many(
+        &self,
+        kind: PackKind,
+        wanted: &[([u8; 32], Location)],
+    ) -> Result<StoredObjects, Error> {
+        let mut order: Vec<usize> = (0..wanted.len()).collect();
+        order.sort_by_key(|at| (wanted[*at].1.pack, wanted[*at].1.entry));
+        let mut found = StoredObjects { runs: Vec::new(), objects: vec![None; wanted.len()] };
+        let together = |a: &usize, b: &usize| {
+            let (a, b) = (wanted[*a].1, wanted[*b].1);
+            a.pack == b.pack && b.entry - a.entry <= MAX_GAP + 1
+        };
+        for group in order.chunk_by(together) {
+            self.read_run(kind, wanted, group, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// Reads neighbouring objects of one pack: their entries, then their bytes.
+    fn read_run(
+        &self,
+        kind: PackKind,
+        wanted: &[([u8; 32], Location)],
+        group: &[usize],
+        found: &mut StoredObjects,
+    ) -> Result<(), Error> {
+        let entry_of = |at: &usize| wanted[*at].1.entry;
+        let (first, last) = (entry_of(&group[0]), entry_of(&group[group.len() - 1]));
+        let record = self.record(wanted[group[0]].1.pack);
+        let file = self.open(wanted[group[0]].1.pack, record.id)?;
+        let entries = self.read_entries(&file, &record, first, (last - first) as usize + 1)?;
+        let start = entries[0].offset;
+        let end = entries[entries.len() - 1];
+        let size = (end.offset - start) as usize + end.sealed_size as usize;
+        for at in group {
+            let entry = &entries[(entry_of(at) - first) as usize];
+            if entry.id != wanted[*at].0 || record.kind != kind {
+                let reason = format!("entry {} of its index is another object", entry_of(at));
+                return Err(damaged(record.id, reason));
+            }
+            let from = (entry.offset - start) as usize;
+            found.objects[*at] = Some(ObjectAt {
+                codec: entry.codec,
+                plain_size: entry.plain_size,
+                run: found.runs.len(),
+                at: from..from + entry.sealed_size as usize,
+            });
+        }
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, u64::from(start))
+            .map_err(|error| self.read_error(record.id, error))?;
+        found.runs.push(bytes);
+        Ok(())
+    }
+
     /// Size of an object after opening, from its entry.
     pub(crate) fn plain_size(&self, at: Location) -> Result<u32, Error> {
         let record = self.record(at.pack);
@@ -184,21 +258,37 @@ impl Packs {
         Ok(self.read_entry(&file, &record, at.entry)?.plain_size)
     }
 
-    /// One entry out of a pack's index. The index as a whole was proven when it was loaded; since then the
-    /// disk may have changed, so bounds are checked again.
     fn read_entry(&self, file: &File, record: &PackRecord, at: u32) -> Result<Entry, Error> {
+        self.read_entries(file, record, at, 1).map(|entries| entries[0])
+    }
+
+    /// Entries out of a pack's index, at least one. The index as a whole was proven when it was loaded; since then the
+    /// disk may have changed, so bounds and order are checked again.
+    fn read_entries(
+        &self,
+        file: &File,
+        record: &PackRecord,
+        first: u32,
+        count: usize,
+    ) -> Result<Vec<Entry>, Error> {
         let tail = record.entries as usize * TRAILER_ENTRY_SIZE + TRAILER_FOOTER_SIZE;
         let index_offset = record.size as usize - tail;
-        let mut bytes = [0; TRAILER_ENTRY_SIZE];
-        let offset = index_offset + at as usize * TRAILER_ENTRY_SIZE;
+        let mut bytes = vec![0; count * TRAILER_ENTRY_SIZE];
+        let offset = index_offset + first as usize * TRAILER_ENTRY_SIZE;
         file.read_exact_at(&mut bytes, offset as u64).map_err(|error| self.read_error(record.id, error))?;
-        let entry = Entry::from_bytes(&bytes).map_err(|source| Error::Damaged { pack: record.id, source })?;
-        let end = u64::from(entry.offset) + u64::from(entry.sealed_size);
-        let fits = entry.offset as usize >= HEADER_SIZE && end <= index_offset as u64;
-        if !fits || u64::from(entry.plain_size) > BLOCK_SIZE {
-            return Err(damaged(record.id, format!("entry {at} of its index points outside")));
+        let mut entries: Vec<Entry> = Vec::with_capacity(count);
+        for (bytes, at) in bytes.as_chunks().0.iter().zip(first..) {
+            let entry =
+                Entry::from_bytes(bytes).map_err(|source| Error::Damaged { pack: record.id, source })?;
+            let end = u64::from(entry.offset) + u64::from(entry.sealed_size);
+            let fits = entry.offset as usize >= HEADER_SIZE && end <= index_offset as u64;
+            let follows = entries.last().is_none_or(|last| last.offset + last.sealed_size == entry.offset);
+            if !fits || !follows || u64::from(entry.plain_size) > BLOCK_SIZE {
+                return Err(damaged(record.id, format!("entry {at} of its index points outside")));
+            }
+            entries.push(entry);
         }
-        Ok(entry)
+        Ok(entries)
     }
 
     fn open(&self, number: u32, id: PackId) -> Result<Arc<File>, Error> {
@@ -244,6 +334,17 @@ impl StoredObject {
 
     fn sealed(&self) -> Sealed<'_> {
         Sealed { codec: self.codec, bytes: &self.bytes }
+    }
+}
+
+impl StoredObjects {
+    /// The objects as messages have them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = wire::SealedBlock<'_>> {
+        self.objects.iter().flatten().map(|object| wire::SealedBlock {
+            codec: object.codec as u8,
+            plain_size: object.plain_size,
+            bytes: &self.runs[object.run][object.at.clone()],
+        })
     }
 }
 

@@ -163,10 +163,12 @@ impl Abd {
         let mut opener = Opener::new().unwrap();
         for batch in wanted.chunks(MAX_BLOCKS) {
             let blocks = batch.iter().map(|(block, _)| *block).collect();
-            let answer: BlocksAnswer = self.ask(PATH_BLOCKS, &BlocksQuestion { disk, blocks }).await.unwrap();
+            let question = encode(&BlocksQuestion { disk, blocks });
+            let message = self.raw(Method::POST, PATH_BLOCKS, question.into()).await.unwrap();
+            let answer: BlocksAnswer<'_> = decode(&message).unwrap();
             for ((block, id), sealed) in batch.iter().zip(answer.blocks) {
                 let codec = Codec::from_byte(sealed.codec).unwrap();
-                let sealed_bytes = Sealed { codec, bytes: &sealed.bytes };
+                let sealed_bytes = Sealed { codec, bytes: sealed.bytes };
                 let plain = opener.open_block(&key, *id, sealed_bytes, sealed.plain_size as usize).unwrap();
                 let at = block.to_offset().unwrap().get() as usize;
                 bytes[at..at + plain.len()].copy_from_slice(plain);
