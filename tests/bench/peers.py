@@ -172,6 +172,7 @@ class Ours(Peer):
     bitmap = ""
     bench = ""
     worker = ""
+    options = []
 
     def __init__(self, place):
         super().__init__(place)
@@ -184,7 +185,7 @@ class Ours(Peer):
         return version_of([self.bench, "--version"]) or "this tree"
 
     def words(self, command):
-        words = [self.bench, command, "--way", self.way, "--store", self.repo]
+        words = [self.bench, command, "--way", self.way, "--store", self.repo, *self.options]
         return words + (["--worker", self.worker] if self.way == "worker" else [])
 
     def backup(self, images, name, *more):
@@ -214,6 +215,10 @@ class Worker(Ours):
     name, way, settings = "abd worker+ADS", "worker", "worker process, TLS, ADS process; what comes in is verified"
 
 
+class Pread(Engine):
+    name, settings, options = "abd engine, pread", "the engine without io_uring", ["--no-io-uring"]
+
+
 class Floor(Peer):
     """One pass of BLAKE3 over v1 by one thread: the step that compares with it is the unchanged disk."""
 
@@ -230,5 +235,6 @@ class Floor(Peer):
 
 
 # In the order of a round: what is divided by each other stands close together.
-ALL = [Zstd, QemuImg, Floor, Engine, Worker, Restic, Rustic, RusticFixed, Borg, Borg64K]
+ALL = [Zstd, QemuImg, Floor, Engine, Pread, Worker, Restic, Rustic, RusticFixed, Borg, Borg64K]
 OURS = (Engine, Worker)
+OURS_TOO = (*OURS, Pread)

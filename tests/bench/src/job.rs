@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use pin::Identity;
 use seal::Tree;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -41,6 +42,9 @@ struct Common {
     /// Program that is started as the worker; this one where it is not given.
     #[arg(long)]
     worker: Option<PathBuf>,
+    /// Read and write without io_uring.
+    #[arg(long)]
+    no_io_uring: bool,
 }
 
 #[derive(Debug, Args)]
@@ -154,8 +158,8 @@ fn run(common: &Common, tasks: Vec<Task>) -> Result<(Vec<Ended>, Value), Error> 
     let store = Arc::new(store);
     let before = store.usage();
     let (ended, workers) = match common.way {
-        Way::Engine => (run_here(&store, tasks)?, Vec::new()),
-        Way::Worker => run_apart(&store, tasks, common.worker.as_deref())?,
+        Way::Engine => (run_here(&store, tasks, !common.no_io_uring)?, Vec::new()),
+        Way::Worker => run_apart(&store, tasks, common)?,
     };
     let after = store.usage();
     let counts: Vec<Value> = ended.iter().map(|ended| counts_of(&ended.done)).collect();
@@ -170,13 +174,13 @@ fn run(common: &Common, tasks: Vec<Task>) -> Result<(Vec<Ended>, Value), Error> 
 }
 
 /// One job after the other in this process.
-fn run_here(store: &Arc<Store>, tasks: Vec<Task>) -> Result<Vec<Ended>, Error> {
+fn run_here(store: &Arc<Store>, tasks: Vec<Task>, io_uring: bool) -> Result<Vec<Ended>, Error> {
     let mut all = Vec::new();
     for (number, Task { disk, work, bitmap }) in tasks.into_iter().enumerate() {
         let job = job_name(number);
         let order = order(store, &job, work);
         let engine = Arc::new(Engine { store: store.clone(), order, bitmap, heard: Mutex::default() });
-        perform_here(&job, engine.clone(), Arc::new(Machine::new(&disk)))?;
+        perform_here(&job, engine.clone(), Arc::new(Machine::new(&disk, io_uring)))?;
         let heard = std::mem::take(&mut *engine.heard.lock().expect("the job is over"));
         all.push(ended(heard)?);
     }
@@ -187,19 +191,23 @@ fn run_here(store: &Arc<Store>, tasks: Vec<Task>) -> Result<Vec<Ended>, Error> {
 fn run_apart(
     store: &Arc<Store>,
     tasks: Vec<Task>,
-    worker: Option<&Path>,
+    common: &Common,
 ) -> Result<(Vec<Ended>, Vec<Value>), Error> {
-    let program = match worker {
-        Some(program) => program.to_owned(),
-        None => std::env::current_exe().map_err(io("find this program"))?,
+    let mut words = match &common.worker {
+        Some(program) => vec![program.as_os_str().to_owned()],
+        None => vec![std::env::current_exe().map_err(io("find this program"))?.into_os_string()],
     };
+    words.push("worker".into());
+    if common.no_io_uring {
+        words.push("--no-io-uring".into());
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io("start threads"))?;
     let listen = ["127.0.0.1:0".parse().expect("an address")];
     let service = runtime.block_on(Service::start(store.clone(), Identity::generate()?, &listen))?;
     let mut running = Vec::new();
     for (number, task) in tasks.into_iter().enumerate() {
-        running.push(start(&runtime, &service, store, &program, job_name(number), task)?);
+        running.push(start(&runtime, &service, store, &words, job_name(number), task)?);
     }
     let (mut all, mut workers) = (Vec::new(), Vec::new());
     for (handle, child, output) in running {
@@ -215,7 +223,7 @@ fn start(
     runtime: &tokio::runtime::Runtime,
     service: &Service,
     store: &Store,
-    program: &Path,
+    words: &[OsString],
     job: String,
     task: Task,
 ) -> Result<Running, Error> {
@@ -223,14 +231,15 @@ fn start(
     let order = order(store, &job, work);
     let _guard = runtime.enter();
     let handle = service.open_job(JobGrant { job: job.clone(), order, bitmaps: vec![bitmap] })?;
-    let mut child = Command::new(program)
-        .args(["worker", "--job", &job, "--address", &service.addresses()[0].to_string()])
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .args(["--job", &job, "--address", &service.addresses()[0].to_string()])
         .args(["--key", &service.fingerprint().to_string(), "--disk"])
         .arg(disk)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(io(format!("start {}", program.display())))?;
+        .map_err(io(format!("start {}", words[0].display())))?;
     let mut output = BufReader::new(child.stdout.take().expect("piped"));
     let mut key = String::new();
     output.read_line(&mut key).map_err(io("read the worker's key"))?;

@@ -16,12 +16,13 @@ pub(crate) const AVAILABLE: ByteCount = ByteCount::new(84 << 20);
 /// One disk, and nothing to report to.
 pub(crate) struct Machine {
     disk: PathBuf,
+    io_uring: bool,
     started: Duration,
 }
 
 impl Machine {
-    pub(crate) fn new(disk: &Path) -> Self {
-        Self { disk: disk.to_owned(), started: clock::uptime() }
+    pub(crate) fn new(disk: &Path, io_uring: bool) -> Self {
+        Self { disk: disk.to_owned(), io_uring, started: clock::uptime() }
     }
 
     fn open(&self, userdevice: u16, expected: ByteCount) -> Result<Disk, devices::Error> {
@@ -68,6 +69,10 @@ impl Outside for Machine {
 
     fn boot_time(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn may_use_io_uring(&self) -> bool {
+        self.io_uring
     }
 
     fn uptime(&self) -> Duration {

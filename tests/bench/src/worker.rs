@@ -23,17 +23,20 @@ pub(crate) struct Arguments {
     key: String,
     #[arg(long)]
     disk: PathBuf,
+    /// Read and write without io_uring.
+    #[arg(long)]
+    no_io_uring: bool,
 }
 
 /// Does the job. The first line of output is the fingerprint of the worker's own key.
 pub(crate) fn run(arguments: &Arguments) -> Result<Value, Error> {
-    let Arguments { job, address, key, disk } = arguments;
+    let Arguments { job, address, key, disk, no_io_uring } = arguments;
     let key: Fingerprint = key.parse().map_err(|error| Error::Job(format!("--key {key}: {error}")))?;
     let identity = Identity::generate()?;
     println!("{}", identity.fingerprint());
     std::io::stdout().flush().map_err(io("say our key"))?;
     let orchestrator_key = *key.as_bytes();
     let assignment = Assignment { job: job.clone(), addresses: vec![*address], orchestrator_key };
-    perform(&assignment, &identity, Arc::new(Machine::new(disk)))?;
+    perform(&assignment, &identity, Arc::new(Machine::new(disk, !no_io_uring)))?;
     Ok(json!({ "used": used() }))
 }
