@@ -189,12 +189,12 @@ impl DiskBackup<'_> {
                     })?);
                     let (unknown, packer) = (unknown.clone(), packer_in.clone());
                     stages.push(threads::start(scope, "sealer", move || {
-                        seal(level, around, &unknown, &packer)
+                        run.or_abort(seal(level, around, &unknown, &packer))
                     })?);
                 }
                 let packer = packer_in.clone();
                 stages.push(threads::start(scope, "sifter", move || {
-                    sift(run, index, around, &batches, &unknown_in, &packer)
+                    run.or_abort(sift(run, index, around, &batches, &unknown_in, &packer))
                 })?);
                 let packer = Packer::new(run, index, around, spare);
                 stages.push(threads::start(scope, "packer", move || packer.run(&to_packer))?);

@@ -19,6 +19,9 @@ use wire::{KnownQuestion, PATH_KNOWN};
 /// A disk that is read gives something more often than this; one that does not is slower than any question.
 const LULL: Duration = Duration::from_millis(5);
 
+/// Who waits for packs looks up this often.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
 /// Judges the reads of one disk.
 pub(super) struct Judge<'a> {
     pub(super) run: &'a Run,
@@ -320,7 +323,14 @@ impl<'a> Outlet<'a> {
         let (reply, done) = sync_channel(1);
         let barrier = ToPacker::Barrier { issued: self.issued, reply };
         self.packer.send(barrier).map_err(|_| Error::Aborted)?;
-        done.recv().map_err(|_| Error::Aborted)
+        loop {
+            match done.recv_timeout(LOOK_UP) {
+                Ok(()) => return Ok(()),
+                // A stage between here and the packer may have failed: what the packer counts on will not come.
+                Err(RecvTimeoutError::Timeout) => self.run.check()?,
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Aborted),
+            }
+        }
     }
 
     fn finish(mut self) -> Result<(), Error> {

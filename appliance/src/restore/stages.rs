@@ -54,7 +54,7 @@ pub(super) fn open(
     while let Some(stretch) = threads::take(stretches) {
         target.run.check()?;
         // Without this stretch its load does not come back, and the walk would wait for it.
-        let opened = open_stretch(target, stretch, &mut opener).inspect_err(|_| target.run.abort())?;
+        let opened = target.run.or_abort(open_stretch(target, stretch, &mut opener))?;
         ready.send(opened).map_err(|_| Error::Aborted)?;
     }
     Ok(())

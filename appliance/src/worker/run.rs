@@ -65,9 +65,10 @@ impl Run {
         self.halted.store(true, Ordering::Release);
     }
 
-    /// As [`halt`](Self::halt), where the reason is told by the stage that found it.
-    pub(crate) fn abort(&self) {
-        self.halted.store(true, Ordering::Release);
+    /// Passes the outcome of a stage on. An error makes every other stage stop at its next step, too: one that waits for
+    /// what this one would have brought would wait forever.
+    pub(crate) fn or_abort<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
+        outcome.inspect_err(|_| self.halted.store(true, Ordering::Release))
     }
 
     /// An error if the job was halted.

@@ -3,11 +3,13 @@
 use crate::lab::{Lab, Machine, backup, disk, size_of};
 use crate::proxy;
 use abd_appliance::chain;
-use abd_appliance::worker::{Error, Identity};
+use abd_appliance::worker::{Error, Exchange, Identity, perform_here};
 use blocks::{BLOCK_SIZE, ByteCount};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
-use wire::{BackupDisk, RestoreDisk, Start, Work};
+use wire::{BackupDisk, Failure, IdKeyBytes, Order, ProgressAnswer, RestoreDisk, Start, Work};
 
 fn one_disk(path: &Path) -> Work {
     backup(vec![BackupDisk { userdevice: 4, size: size_of(path), start: Start::Nothing, audit: None }])
@@ -207,4 +209,40 @@ fn a_disk_that_shrinks_under_the_backup_is_a_read_error_and_seals_nothing() {
     assert_eq!(failure.code, "read-error");
     assert!(failure.message.contains("it shrank while it was read"), "{failure}");
     assert!(heard.trees.is_empty());
+}
+
+/// An orchestrator that does not say which blocks it knows.
+struct Secretive(Order);
+
+impl Exchange for Secretive {
+    fn answer(&self, path: &str, _body: &[u8]) -> Result<Vec<u8>, Error> {
+        match path {
+            wire::PATH_CLAIM => Ok(wire::encode(&self.0)),
+            wire::PATH_PROGRESS | wire::PATH_JOB_DONE => Ok(wire::encode(&ProgressAnswer { stop: false })),
+            _ => {
+                let failure = Failure::new("store-error", "no answer");
+                Err(Error::Refused { call: path.to_owned(), status: 500, failure })
+            }
+        }
+    }
+}
+
+/// The last question of a disk is answered while nothing else is left to be done than to wait for its packs.
+#[test]
+fn a_refused_question_ends_a_job_that_waits_for_its_last_packs() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("disk");
+    disk(&path, BLOCK_SIZE, &[0]);
+    let order = Order {
+        job: "a".into(),
+        id_key: IdKeyBytes([1; 32]),
+        watchdog_s: 60,
+        progress_ms: 10_000,
+        work: one_disk(&path),
+    };
+    let machine = Arc::new(Machine::new([(4, path.as_path())]));
+    let (told, outcome) = sync_channel(1);
+    std::thread::spawn(move || told.send(perform_here("a", Arc::new(Secretive(order)), machine)));
+    let outcome = outcome.recv_timeout(Duration::from_secs(30)).expect("the job ends");
+    assert!(matches!(outcome, Err(Error::Refused { .. })), "{outcome:?}");
 }

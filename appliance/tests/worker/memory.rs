@@ -2,9 +2,11 @@
 
 use crate::counting;
 use crate::lab::{Heard, Lab, Machine, backup, bitmap, disk, size_of, write_blocks};
+use crate::proxy;
 use abd_appliance::platform::memory;
 use abd_appliance::worker::{Assignment, Identity, perform};
 use blocks::{BLOCK_SIZE, BlockCount};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -50,18 +52,18 @@ fn worker_process() {
 
 /// Runs one job in a process of its own.
 fn measure(lab: &Lab, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measured {
+    measure_at(lab, lab.address(), work, bitmap, path)
+}
+
+/// [`measure`] with another way to the store.
+fn measure_at(lab: &Lab, address: SocketAddr, work: Work, bitmap: Option<Vec<u8>>, path: &Path) -> Measured {
     let (job, handle) = lab.open(work, vec![bitmap]);
     let report = lab.path("report");
     let key_file = PathBuf::from(format!("{}.key", report.display()));
     // Of the run before; there is none the first time.
     let _ = std::fs::remove_file(&key_file);
-    let settings = format!(
-        "{job} {} {} {} {}",
-        lab.address(),
-        lab.service.fingerprint(),
-        path.display(),
-        report.display()
-    );
+    let settings =
+        format!("{job} {address} {} {} {}", lab.service.fingerprint(), path.display(), report.display());
     let began = Instant::now();
     let child = Command::new(std::env::current_exe().expect("this test"))
         .args(["memory::worker_process", "--exact", "--ignored", "--nocapture"])
@@ -202,7 +204,8 @@ fn a_longer_disk_needs_next_to_no_more_allocations() {
     }
 }
 
-/// How fast it is: `ABD_BENCH_DISK=<file> cargo test --release ... -- --ignored --nocapture speed`.
+/// How fast it is: `ABD_BENCH_DISK=<file> cargo test --release ... -- --ignored --nocapture speed`. With
+/// `ABD_BENCH_DELAY_MS` every byte takes that long, in each direction.
 #[test]
 #[ignore = "a measurement; needs ABD_BENCH_DISK"]
 fn speed_of_a_full_backup_and_a_restore() {
@@ -212,6 +215,10 @@ fn speed_of_a_full_backup_and_a_restore() {
     };
     let path = PathBuf::from(path);
     let lab = Lab::new();
+    let delay_ms = std::env::var("ABD_BENCH_DELAY_MS").map(|ms| ms.parse().expect("milliseconds"));
+    let address =
+        delay_ms.map_or(lab.address(), |ms| proxy::far_away(lab.address(), Duration::from_millis(ms)));
+    let measure = |lab: &Lab, work, bitmap, path: &Path| measure_at(lab, address, work, bitmap, path);
     let say = |what: &str, run: &Measured| {
         let rate = size_of(&path).get() as f64 / 1e6 / run.wall.as_secs_f64();
         println!(

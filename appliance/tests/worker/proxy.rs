@@ -1,10 +1,12 @@
-//! A network that breaks: passes bytes on until a number of them has gone by.
+//! Networks that break, passing bytes on until a number of them has gone by, and networks that are far away.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::{Duration, Instant};
 
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -52,4 +54,45 @@ fn pump(mut from: TcpStream, mut into: TcpStream, left: &AtomicI64, cut: &Atomic
     }
     // Both may be closed already.
     let _ = (from.shutdown(Shutdown::Both), into.shutdown(Shutdown::Both));
+}
+
+/// Pieces on their way at once: more than a link of 20 ms holds at any speed seen here.
+const PIECES: usize = 4096;
+
+/// Passes connections on to `to`; every byte takes `delay`, and any number of them is on its way at once.
+pub(crate) fn far_away(to: SocketAddr, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, TcpStream::connect(to)) else { continue };
+            for (from, into) in [(&near, &far), (&far, &near)] {
+                // Small answers must not wait for more to come.
+                from.set_nodelay(true).expect("option");
+                let (from, into) = (from.try_clone().expect("clone"), into.try_clone().expect("clone"));
+                thread::spawn(move || carry(from, into, delay));
+            }
+        }
+    });
+    address
+}
+
+fn carry(mut from: TcpStream, mut into: TcpStream, delay: Duration) {
+    let (under_way, arriving) = sync_channel::<(Instant, Vec<u8>)>(PIECES);
+    thread::spawn(move || {
+        while let Ok((due, bytes)) = arriving.recv() {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if into.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        // May be closed already.
+        let _ = into.shutdown(Shutdown::Write);
+    });
+    let mut buffer = vec![0; 128 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if under_way.send((Instant::now() + delay, buffer[..count].to_vec())).is_err() {
+            break;
+        }
+    }
 }
