@@ -169,8 +169,8 @@ def text(result_):
         parts.append(f"{name}: {reason}")
     for name in (ENGINE, WORKER):
         cells = [(cell[0], *cell[2:]) for cell in target_cells(result_) if cell[1] == name]
-        head = (f"target, {name}", *TARGET_HEAD[2:])
-        parts.append(aligned(head, cells, 1))
+        if any(cell[2] for cell in cells):
+            parts.append(aligned((f"target, {name}", *TARGET_HEAD[2:]), cells, 1))
     return "\n\n".join(parts)
 
 
