@@ -4,6 +4,7 @@
 mod backup;
 mod bad_disks;
 mod bad_input;
+mod bound;
 mod faults;
 mod format;
 mod headless;

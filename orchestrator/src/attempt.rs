@@ -188,6 +188,7 @@ impl Subject {
             summary.point = Some(done.point);
             summary.elapsed_ms = done.elapsed_ms;
             summary.alarms = done.alarms;
+            summary.path = done.path;
             summary.disks = done
                 .disks
                 .into_iter()

@@ -20,6 +20,7 @@ pub mod job;
 pub mod journal;
 pub mod lock;
 pub mod ownership;
+pub mod path;
 pub mod plan;
 pub mod pool;
 pub mod preflight;

@@ -1,6 +1,7 @@
 //! What people and programs see while commands run: progress bars on a terminal, one aligned line per event
 //! otherwise, or one JSON object per line.
 
+use crate::path::PathSummary;
 use blocks::ByteCount;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -156,6 +157,9 @@ pub struct JobSummary {
     pub disks: Vec<DiskSummary>,
     /// What the delegate reported of itself.
     pub delegate: DelegateSummary,
+    /// What the time of the data path was spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathSummary>,
 }
 
 /// The result of one disk.
@@ -178,6 +182,12 @@ pub struct DiskSummary {
     /// Counts by the delegate.
     #[serde(flatten)]
     pub counts: wire::DiskCounts,
+    /// What the time of the data path was spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathSummary>,
+    /// The same of each pass, where there was more than one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<PathSummary>,
     /// What could not be read, and is zeros in the restore point.
     #[serde(skip_serializing_if = "wire::BadRanges::is_empty")]
     pub bad: wire::BadRanges,
@@ -217,6 +227,8 @@ pub struct Report {
     json: bool,
     /// Whether people see nothing while jobs run, because they read a summary afterwards.
     quiet: bool,
+    /// Whether people see what the time of each disk was spent on.
+    detailed: bool,
     bars: Option<MultiProgress>,
     shown: Mutex<HashMap<String, ProgressBar>>,
 }
@@ -226,13 +238,19 @@ impl Report {
     pub fn new(json: bool) -> Self {
         let bars = (!json && std::io::stderr().is_terminal())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
-        Self { json, quiet: false, bars, shown: Mutex::default() }
+        Self { json, quiet: false, detailed: false, bars, shown: Mutex::default() }
     }
 
     /// The same without lines about what happens. Programs see all of it still, and so do progress bars.
     #[must_use]
     pub fn quiet(self) -> Self {
         Self { quiet: true, ..self }
+    }
+
+    /// The same with a table of what the time of each disk was spent on.
+    #[must_use]
+    pub fn detailed(self, detailed: bool) -> Self {
+        Self { detailed, ..self }
     }
 
     /// Whether programs read the output.
@@ -271,6 +289,9 @@ impl Report {
             Event::JobDone(summary) => {
                 self.end_bar(&summary.job);
                 self.tell(&summary_text(summary));
+                if self.detailed {
+                    self.line(&path_text(summary));
+                }
             }
             Event::JobFailed { job, subject, error, remedy, leftovers, .. } => {
                 self.end_bar(job);
@@ -396,7 +417,30 @@ fn summary_text(summary: &JobSummary) -> String {
             ));
         }
     }
+    if let Some(path) = &summary.path {
+        text.push_str(&format!("\n{:20} {}", "", path.line()));
+    }
     text
+}
+
+/// What the time of a job's data path was spent on: a table for each disk, and one for all where there are several.
+fn path_text(summary: &JobSummary) -> String {
+    let mut parts = Vec::new();
+    let mut part = |name: String, path: &PathSummary| {
+        parts.push(format!("{name}: {}\n{}", path.line(), path.table()));
+    };
+    for disk in &summary.disks {
+        for (pass, number) in disk.passes.iter().zip(1..) {
+            part(format!("{}, {}, pass {number}", summary.subject, disk.name), pass);
+        }
+        if let Some(path) = &disk.path {
+            part(format!("{}, {}", summary.subject, disk.name), path);
+        }
+    }
+    if let Some(path) = summary.path.as_ref().filter(|_| summary.disks.len() > 1) {
+        part(format!("{}, all disks", summary.subject), path);
+    }
+    parts.join("\n\n")
 }
 
 /// A table with aligned columns for people.

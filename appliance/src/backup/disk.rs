@@ -3,17 +3,18 @@
 
 use super::Carry;
 use super::judge::{Judge, Outlet, Verdict};
-use super::packer::Packer;
+use super::packer::{IN_FLIGHT, Packer};
 use super::stages::{hash, read, rest, seal, sift};
 use crate::platform::Disk;
-use crate::worker::{Error, NodesAhead, Patience, Run, threads};
+use crate::worker::{Error, NodesAhead, Patience, Run, queue, threads};
 use blocks::{BLOCK_SIZE, BadGatherer, BlockIndex, ByteCount, ChangedBlocks, ReadPlan};
 use diskio::{Care, Choice, Source};
 use seal::TreeBuilder;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use wire::{BackupDisk, BitmapQuestion, DiskAnswer, DiskCounts, DiskDone, PATH_BITMAP, PATH_DISK_DONE};
+use wire::{
+    BackupDisk, BitmapQuestion, DiskAnswer, DiskCounts, DiskDone, PATH_BITMAP, PATH_DISK_DONE, Stage,
+};
 
 /// The backup of one disk.
 pub(super) struct DiskBackup<'a> {
@@ -39,16 +40,21 @@ impl DiskBackup<'_> {
     pub(super) fn run(&self, carry: &mut Carry) -> Result<(), Error> {
         let (run, disk) = (self.run, self.disk);
         let device = run.outside.source(disk.userdevice, disk.size)?;
+        let mut account = run.pass(self.index, IN_FLIGHT);
         let Verdict { tree, bad } = match self.pass(carry, &device, &self.scope()?)? {
             Some(verdict) => verdict,
             None => {
+                drop(account);
+                account = run.pass(self.index, IN_FLIGHT);
                 let scope = Scope { blocks: self.all()?, sample: None };
                 self.pass(carry, &device, &scope)?.expect("without a sample nothing is in doubt")
             }
         };
         let done =
             DiskDone { disk: self.index, size: tree.size, root: tree.root, counts: self.counts(), bad };
-        let answer: DiskAnswer = run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long)?;
+        let answer: DiskAnswer =
+            run.ledger.ask(|| run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long))?;
+        drop(account);
         let ours = tree.id(&run.key);
         if answer.tree != ours {
             return Err(Error::TreeId { userdevice: disk.userdevice, store: answer.tree, ours });
@@ -88,7 +94,9 @@ impl DiskBackup<'_> {
         // Its size is known, so a larger answer is cut off before it takes memory.
         let size =
             usize::try_from(disk.size.blocks_ceil().get().div_ceil(8)).expect("bounded by MAX_DISK_SIZE");
-        let bytes = self.run.link.ask_raw(PATH_BITMAP, &BitmapQuestion { disk: self.index }, size)?;
+        let run = self.run;
+        let bytes =
+            run.ledger.ask(|| run.link.ask_raw(PATH_BITMAP, &BitmapQuestion { disk: self.index }, size))?;
         let mut changed =
             ChangedBlocks::from_xapi(&bytes, disk.size).map_err(|source| self.bad_bitmap(source))?;
         // What the disk gained was in no base, whatever the bitmap says. Asked first: of a disk that did not grow,
@@ -149,14 +157,14 @@ impl DiskBackup<'_> {
         let max_read = ByteCount::new(run.budget.read_size as u64);
         let plan = ReadPlan::new(&scope.blocks, disk.size, max_read);
         let threads_count = run.budget.threads;
-        let (chunks_in, chunks) = sync_channel(threads_count);
-        let (hashed_in, hashed) = sync_channel(threads_count);
-        let (batches_in, batches) = sync_channel(run.budget.known_in_flight.saturating_sub(2));
-        let (unknown_in, unknown) = sync_channel(threads_count);
-        let (packer_in, to_packer) = sync_channel(threads_count);
+        let (chunks_in, chunks) = queue(threads_count);
+        let (hashed_in, hashed) = queue(threads_count);
+        let (batches_in, batches) = queue(run.budget.known_in_flight.saturating_sub(2));
+        let (unknown_in, unknown) = queue(threads_count);
+        let (packer_in, to_packer) = queue(threads_count);
         let (chunks, unknown) = (Arc::new(Mutex::new(chunks)), Arc::new(Mutex::new(unknown)));
         let Carry { pool, recent, spare, around, pace } = carry;
-        let around = &*around;
+        let (around, pool) = (&*around, &*pool);
         let outlet = Outlet::new(run, index, around, level, batches_in, packer_in.clone())?;
         let nodes = NodesAhead::new(&run.link, index, Some(&scope.blocks));
         let sample = scope.sample.as_ref();
@@ -180,24 +188,25 @@ impl DiskBackup<'_> {
             let mut stages = Vec::new();
             let started = (|| {
                 stages.push(threads::start(scope, "reader", move || {
-                    read(run, engine, plan, pace, &chunks_in, unreadable)
+                    read(run, engine, plan, pace, pool, &chunks_in, unreadable)
                 })?);
                 for _ in 0..threads_count {
                     let (chunks, hashed) = (chunks.clone(), hashed_in.clone());
                     stages.push(threads::start(scope, "hasher", move || {
-                        hash(&run.key, around, &chunks, &hashed)
+                        hash(&run.key, run.ledger.meter(Stage::Hash), around, &chunks, &hashed)
                     })?);
                     let (unknown, packer) = (unknown.clone(), packer_in.clone());
                     stages.push(threads::start(scope, "sealer", move || {
-                        run.or_abort(seal(level, around, &unknown, &packer))
+                        run.or_abort(seal(level, run.ledger.meter(Stage::Seal), around, &unknown, &packer))
                     })?);
                 }
                 let packer = packer_in.clone();
                 stages.push(threads::start(scope, "sifter", move || {
                     run.or_abort(sift(run, index, around, &batches, &unknown_in, &packer))
                 })?);
-                let packer = Packer::new(run, index, around, spare);
-                stages.push(threads::start(scope, "packer", move || packer.run(&to_packer))?);
+                stages.push(threads::start(scope, "packer", move || {
+                    Packer::new(run, index, around, spare).run(&to_packer)
+                })?);
                 Ok(())
             })();
             drop((chunks, unknown, hashed_in, packer_in));

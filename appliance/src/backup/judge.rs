@@ -5,16 +5,16 @@
 use super::packer::ToPacker;
 use super::recent::Recent;
 use super::stages::{Around, Batch, Candidate, Hashed};
-use crate::worker::{Error, NodesAhead, Reorder, Run};
+use crate::worker::{Error, Feed, Meter, NodesAhead, Queue, Reorder, Run};
 use blocks::{
     BLOCK_SIZE, BadGatherer, BadRanges, BlockIndex, ByteCount, ByteOffset, ByteRange, ChangedBlocks,
 };
 use diskio::{Filled, Pool};
 use seal::{FAN_OUT, Node, NodeId, PackKind, PackWriter, Sealer, Tree, TreeBuilder};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
-use wire::{KnownQuestion, PATH_KNOWN};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+use wire::{KnownQuestion, PATH_KNOWN, Stage, StageAccount};
 
 /// A disk that is read gives something more often than this; one that does not is slower than any question.
 const LULL: Duration = Duration::from_millis(5);
@@ -86,12 +86,15 @@ impl Judge<'_> {
     /// Judges until the reads end; gives the disk's tree, all of it durable in the store. None where an audited
     /// block differs from the base; what was found to be new is then durable too, because the memory of what was
     /// shipped goes on to the next pass.
-    pub(super) fn run(mut self, hashed: &Receiver<Hashed>) -> Result<Option<Verdict>, Error> {
+    pub(super) fn run(mut self, hashed: &Queue<Hashed>) -> Result<Option<Verdict>, Error> {
+        let ledger = &self.run.ledger;
+        let mut meter = ledger.meter(Stage::Judge);
         // Reads that overtook an earlier one; each holds a buffer, so the pool bounds them.
         let mut reads = Reorder::new();
         let mut judged = 0;
         let mut leaf = None;
-        while let Some(next) = self.next(hashed)? {
+        while let Some(next) = self.next(hashed, &mut meter)? {
+            meter.count(next.filled.buffer.len());
             reads.put(next.filled.sequence, next);
             while let Some(next) = reads.next() {
                 judged += next.filled.read.size.get();
@@ -104,29 +107,41 @@ impl Judge<'_> {
         }
         self.close(&mut leaf)?;
         let Self { builder, mut nodes, mut outlet, doubt, bad, .. } = self;
-        if doubt {
+        let tree = if doubt {
             outlet.settle_blocks()?;
-            return Ok(None);
-        }
-        let tree = builder.finish(&mut nodes, &mut |id, node| outlet.emit(id, node))?;
-        outlet.finish()?;
-        Ok(Some(Verdict { tree, bad: bad.finish() }))
+            None
+        } else {
+            let tree = builder.finish(&mut nodes, &mut |id, node| outlet.emit(id, node))?;
+            outlet.send_nodes()?;
+            Some(tree)
+        };
+        let asked = nodes.waited() + outlet.asked;
+        meter.was_not_busy(asked, outlet.settled + outlet.shipped);
+        ledger.asked(asked);
+        ledger.add(&StageAccount { blocked: outlet.shipped, ..StageAccount::new(Stage::Pack) });
+        Ok(tree.map(|tree| Verdict { tree, bad: bad.finish() }))
     }
 
     /// The next read. Where none comes for a while and no buffer is free, a batch that holds some is sent off: the
     /// reader may be waiting for them. Not at once: the reader takes every free buffer for reads to come, and small
     /// questions would each wait for the network.
-    fn next(&mut self, hashed: &Receiver<Hashed>) -> Result<Option<Hashed>, Error> {
+    fn next(&mut self, hashed: &Queue<Hashed>, meter: &mut Meter<'_>) -> Result<Option<Hashed>, Error> {
         self.run.check()?;
-        match hashed.recv_timeout(LULL) {
-            Ok(next) => return Ok(Some(next)),
+        meter.busy();
+        let next = hashed.recv_timeout(LULL);
+        meter.starved();
+        match next {
+            Ok((next, depth)) => {
+                meter.depth(depth);
+                return Ok(Some(next));
+            }
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if self.pool.free() == 0 {
             self.outlet.ask()?;
         }
-        Ok(hashed.recv().ok())
+        Ok(meter.take(hashed))
     }
 
     fn judge(&mut self, hashed: Hashed, leaf: &mut Option<OpenLeaf>) -> Result<(), Error> {
@@ -234,14 +249,20 @@ pub(super) struct Outlet<'a> {
     run: &'a Run,
     disk: u16,
     around: &'a Around,
-    batches: SyncSender<Batch>,
-    packer: SyncSender<ToPacker>,
+    batches: Feed<Batch>,
+    packer: Feed<ToPacker>,
     batch: Vec<Candidate>,
     /// Reads whose buffers the batch holds.
     held: usize,
     issued: u64,
     sealer: Sealer,
     tree_pack: Option<PackWriter>,
+    /// Waited for earlier questions to be answered.
+    asked: Duration,
+    /// Waited for the blocks of the disk to be durable.
+    settled: Duration,
+    /// Waited for packs of nodes to be durable.
+    shipped: Duration,
 }
 
 impl<'a> Outlet<'a> {
@@ -250,8 +271,8 @@ impl<'a> Outlet<'a> {
         disk: u16,
         around: &'a Around,
         level: i32,
-        batches: SyncSender<Batch>,
-        packer: SyncSender<ToPacker>,
+        batches: Feed<Batch>,
+        packer: Feed<ToPacker>,
     ) -> Result<Self, Error> {
         let sealer = Sealer::new(level)?;
         Ok(Self {
@@ -265,6 +286,9 @@ impl<'a> Outlet<'a> {
             issued: 0,
             sealer,
             tree_pack: None,
+            asked: Duration::ZERO,
+            settled: Duration::ZERO,
+            shipped: Duration::ZERO,
         })
     }
 
@@ -292,7 +316,10 @@ impl<'a> Outlet<'a> {
         let candidates = std::mem::replace(&mut self.batch, next);
         let ids = candidates.iter().map(|candidate| candidate.id).collect();
         let answer = self.run.link.start(PATH_KNOWN, &KnownQuestion { ids });
-        self.batches.send(Batch { candidates, answer }).map_err(|_| Error::Aborted)
+        let began = Instant::now();
+        let sent = self.batches.send(Batch { candidates, answer });
+        self.asked += began.elapsed();
+        sent.map_err(|_| Error::Aborted)
     }
 
     /// Takes a node that is not in the store.
@@ -312,7 +339,10 @@ impl<'a> Outlet<'a> {
         self.settle_blocks()?;
         let Some(pack) = self.tree_pack.take() else { return Ok(()) };
         let count = pack.len() as u64;
-        self.run.link.put_pack(pack.finish()).wait()?;
+        let pack = self.run.link.put_pack(pack.finish());
+        let began = Instant::now();
+        pack.wait()?;
+        self.shipped += began.elapsed();
         self.run.count(self.disk, |counts| counts.nodes += count);
         Ok(())
     }
@@ -323,17 +353,16 @@ impl<'a> Outlet<'a> {
         let (reply, done) = sync_channel(1);
         let barrier = ToPacker::Barrier { issued: self.issued, reply };
         self.packer.send(barrier).map_err(|_| Error::Aborted)?;
-        loop {
+        let began = Instant::now();
+        let settled = loop {
             match done.recv_timeout(LOOK_UP) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break Ok(()),
                 // A stage between here and the packer may have failed: what the packer counts on will not come.
                 Err(RecvTimeoutError::Timeout) => self.run.check()?,
-                Err(RecvTimeoutError::Disconnected) => return Err(Error::Aborted),
+                Err(RecvTimeoutError::Disconnected) => break Err(Error::Aborted),
             }
-        }
-    }
-
-    fn finish(mut self) -> Result<(), Error> {
-        self.send_nodes()
+        };
+        self.settled += began.elapsed();
+        settled
     }
 }

@@ -1,14 +1,15 @@
 //! Fills packs with sealed blocks and sends them.
 
 use super::stages::{Around, SealedBlocks};
-use crate::worker::{Error, PendingPack, Run};
+use crate::worker::{Error, Meter, PendingPack, Queue, Run};
 use blocks::ByteCount;
 use seal::{PackKind, PackWriter, Sealed};
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::SyncSender;
+use wire::Stage;
 
 /// Packs on their way at once: one crosses the network while the store syncs the other.
-const IN_FLIGHT: usize = 2;
+pub(super) const IN_FLIGHT: usize = 2;
 /// A pack is ended at this many blocks too: its index is held in memory beside it.
 const MAX_BLOCKS: usize = 16 << 10;
 
@@ -30,6 +31,7 @@ pub(super) enum ToPacker {
 /// The packer of one disk.
 pub(super) struct Packer<'a> {
     run: &'a Run,
+    meter: Meter<'a>,
     disk: u16,
     around: &'a Around,
     spare: &'a mut Vec<Vec<u8>>,
@@ -42,15 +44,27 @@ pub(super) struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
+    /// For the calling thread.
     pub(super) fn new(run: &'a Run, disk: u16, around: &'a Around, spare: &'a mut Vec<Vec<u8>>) -> Self {
         let allocated = spare.len();
-        Self { run, disk, around, spare, allocated, writer: None, in_flight: VecDeque::new(), settled: 0 }
+        let meter = run.ledger.meter(Stage::Pack);
+        Self {
+            run,
+            meter,
+            disk,
+            around,
+            spare,
+            allocated,
+            writer: None,
+            in_flight: VecDeque::new(),
+            settled: 0,
+        }
     }
 
     /// Works until every sender is gone.
-    pub(super) fn run(mut self, queue: &Receiver<ToPacker>) -> Result<(), Error> {
+    pub(super) fn run(mut self, queue: &Queue<ToPacker>) -> Result<(), Error> {
         let mut barrier: Option<(u64, SyncSender<()>)> = None;
-        while let Ok(message) = queue.recv() {
+        while let Some(message) = self.meter.take(queue) {
             match message {
                 ToPacker::Known(count) => self.settled += count,
                 ToPacker::Sealed(blocks) => self.push(blocks)?,
@@ -85,6 +99,7 @@ impl<'a> Packer<'a> {
             sealed_size += bytes.len() as u64;
         }
         self.around.sealed.give(sealed);
+        self.meter.count_all(sealed_size);
         self.run.count(self.disk, |counts| {
             counts.shipped = counts.shipped.saturating_add(ByteCount::new(plain_size));
             counts.sealed = counts.sealed.saturating_add(ByteCount::new(sealed_size));
@@ -129,7 +144,10 @@ impl<'a> Packer<'a> {
 
     fn wait_oldest(&mut self) -> Result<(), Error> {
         if let Some(oldest) = self.in_flight.pop_front() {
-            let memory = oldest.wait()?;
+            self.meter.busy();
+            let memory = oldest.wait();
+            self.meter.blocked();
+            let memory = memory?;
             self.spare.push(memory);
             self.run.outside.tick();
         }

@@ -2,15 +2,15 @@
 
 use super::pace::Pace;
 use super::packer::ToPacker;
-use crate::worker::{Error, Pending, Run, Spares, threads};
+use crate::worker::{Error, Feed, Meter, Pending, Queue, Run, Spares};
 use blocks::{BLOCK_SIZE, ByteCount, Read};
-use diskio::{Filled, ReadEngine};
+use diskio::{Filled, Pool, ReadEngine};
 use seal::{BlockId, Codec, IdKey, SEAL_ROOM, Sealer, is_zero};
+use std::cell::Cell;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use wire::{KnownAnswer, PATH_KNOWN};
+use wire::{KnownAnswer, PATH_KNOWN, Stage};
 
 /// A reader that waits to keep its rate looks up this often: a stop must not wait, and the watchdog must not bark.
 const LOOK_UP: Duration = Duration::from_millis(100);
@@ -72,17 +72,32 @@ pub(super) fn read(
     mut engine: Box<dyn ReadEngine + '_>,
     plan: impl Iterator<Item = Read>,
     pace: &mut Pace,
-    chunks: &SyncSender<Filled>,
+    pool: &Pool,
+    chunks: &Feed<Filled>,
     unreadable: impl Fn(diskio::Error) -> Error,
 ) -> Result<(), Error> {
+    let mut meter = run.ledger.meter(Stage::Read);
     let mut plan = pace.slow(plan, || run.outside.uptime());
+    // Reads that were begun and not handed on.
+    let under_way = Cell::new(0);
+    // Buffers that are all in use are a wait for those behind the reader, and no reading.
+    let mut waited = pool.waited();
     loop {
-        while let Some(filled) = engine.next(&mut plan) {
+        let mut reads = std::iter::from_fn(|| plan.next().inspect(|_| under_way.set(under_way.get() + 1)));
+        while let Some(filled) = engine.next(&mut reads) {
+            let waited_before = std::mem::replace(&mut waited, pool.waited());
+            meter.busy_but_blocked(waited.saturating_sub(waited_before));
             run.check()?;
-            chunks.send(filled.map_err(&unreadable)?).map_err(|_| Error::Aborted)?;
+            let filled = filled.map_err(&unreadable)?;
+            meter.count(filled.buffer.len());
+            meter.depth(under_way.get());
+            under_way.set(under_way.get().saturating_sub(1));
+            meter.put(chunks, filled).map_err(|_| Error::Aborted)?;
         }
+        meter.busy();
         let Some(pause) = plan.pause() else { return Ok(()) };
         rest(run, pause)?;
+        meter.held();
     }
 }
 
@@ -103,15 +118,17 @@ pub(super) fn rest(run: &Run, mut left: Duration) -> Result<(), Error> {
 /// Zero test and id of every block.
 pub(super) fn hash(
     key: &IdKey,
+    mut meter: Meter<'_>,
     around: &Around,
-    chunks: &Mutex<Receiver<Filled>>,
-    hashed: &SyncSender<Hashed>,
+    chunks: &Mutex<Queue<Filled>>,
+    hashed: &Feed<Hashed>,
 ) -> Result<(), Error> {
-    while let Some(filled) = threads::take(chunks) {
+    while let Some(filled) = meter.take_shared(chunks) {
+        meter.count(filled.buffer.len());
         let blocks = filled.buffer.chunks(BLOCK_SIZE as usize);
         let mut ids = around.ids.take(Vec::new);
         ids.extend(blocks.map(|plain| (!is_zero(plain)).then(|| key.block_id(plain))));
-        hashed.send(Hashed { filled, ids }).map_err(|_| Error::Aborted)?;
+        meter.put(hashed, Hashed { filled, ids }).map_err(|_| Error::Aborted)?;
     }
     Ok(())
 }
@@ -121,11 +138,11 @@ pub(super) fn sift(
     run: &Run,
     disk: u16,
     around: &Around,
-    batches: &Receiver<Batch>,
-    unknown: &SyncSender<Vec<Candidate>>,
-    packer: &SyncSender<ToPacker>,
+    batches: &Queue<Batch>,
+    unknown: &Feed<Vec<Candidate>>,
+    packer: &Feed<ToPacker>,
 ) -> Result<(), Error> {
-    while let Ok(Batch { mut candidates, answer }) = batches.recv() {
+    while let Ok((Batch { mut candidates, answer }, _)) = batches.recv() {
         let KnownAnswer { known } = answer.wait(PATH_KNOWN)?;
         if known.len() != candidates.len() {
             let (expected, found) = (candidates.len(), known.len());
@@ -162,12 +179,13 @@ pub(super) fn sift(
 /// Compresses what is to be shipped; the buffers of the reads are free afterwards.
 pub(super) fn seal(
     level: i32,
+    mut meter: Meter<'_>,
     around: &Around,
-    unknown: &Mutex<Receiver<Vec<Candidate>>>,
-    packer: &SyncSender<ToPacker>,
+    unknown: &Mutex<Queue<Vec<Candidate>>>,
+    packer: &Feed<ToPacker>,
 ) -> Result<(), Error> {
     let mut sealer = Sealer::new(level)?;
-    while let Some(mut candidates) = threads::take(unknown) {
+    while let Some(mut candidates) = meter.take_shared(unknown) {
         let mut out = around.sealed.take(SealedBlocks::default);
         let room = candidates.len() * SEAL_ROOM;
         if out.bytes.len() < room {
@@ -178,10 +196,11 @@ pub(super) fn seal(
             let (codec, size) = sealer.seal_into(candidate.plain(), &mut out.bytes[start..])?;
             let (plain_size, at) = (candidate.at.len(), start..start + size);
             start = at.end;
+            meter.count(plain_size);
             out.blocks.push(SealedAt { id: candidate.id, plain_size, codec, at });
         }
         around.candidates.give(candidates);
-        packer.send(ToPacker::Sealed(out)).map_err(|_| Error::Aborted)?;
+        meter.put(packer, ToPacker::Sealed(out)).map_err(|_| Error::Aborted)?;
     }
     Ok(())
 }

@@ -2,16 +2,18 @@
 
 use super::stages::{Part, Ready, Stretch, Target, feed, open};
 use super::writer::{Load, WriteOrder, write_plainly};
-use crate::worker::{Errand, Error, NodesAhead, Patience, Run, threads};
+use crate::worker::{Errand, Error, Feed, NodesAhead, Patience, Run, queue, threads};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};
 use seal::{FAN_OUT, Node, walk_leaves};
 use std::fs::OpenOptions;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use wire::{BlocksQuestion, DiskAnswer, DiskDone, PATH_BLOCKS, PATH_DISK_DONE, RestoreDisk};
+use wire::{
+    BlocksQuestion, DiskAnswer, DiskDone, PATH_BLOCKS, PATH_DISK_DONE, RestoreDisk, Stage, StageAccount,
+};
 
 /// Loads that wait for the writer: as many as it writes at once would be more than enough.
 const WAITING: usize = 2;
@@ -20,6 +22,7 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// Restores one disk. On return every byte of it is on the device, synced.
 pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), Error> {
+    let account = run.pass(index, run.budget.loads);
     let device = run.outside.target(disk.userdevice, disk.device)?;
     let file = OpenOptions::new().write(true).open(&device.node).map_err(|source| Error::Target {
         device: device.name.clone(),
@@ -45,7 +48,8 @@ pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), E
         counts: run.counts()[usize::from(index)],
         bad: wire::BadRanges::default(),
     };
-    let _: DiskAnswer = run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long)?;
+    let _: DiskAnswer = run.ledger.ask(|| run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long))?;
+    drop(account);
     Ok(())
 }
 
@@ -77,12 +81,12 @@ fn pipeline(
     sink: Sink<'_>,
     order: WriteOrder,
     spare: Receiver<Load>,
-    outcome: &Receiver<Result<(), Error>>,
+    outcome: &Receiver<Result<StageAccount, Error>>,
 ) -> Result<(), Error> {
     let run = target.run;
-    let (stretches_in, stretches) = sync_channel(run.budget.loads);
+    let (stretches_in, stretches) = queue(run.budget.loads);
     let stretches = Arc::new(Mutex::new(stretches));
-    let (ready_in, ready) = sync_channel(1);
+    let (ready_in, ready) = queue(1);
     let written = sink.written.clone();
     thread::scope(|scope| {
         let mut stages = Vec::new();
@@ -101,7 +105,9 @@ fn pipeline(
             }
             for _ in 0..run.budget.threads {
                 let (stretches, ready) = (stretches.clone(), ready_in.clone());
-                stages.push(threads::start(scope, "opener", move || open(target, &stretches, &ready))?);
+                stages.push(threads::start(scope, "opener", move || {
+                    open(target, run.ledger.meter(Stage::Open), &stretches, &ready)
+                })?);
             }
             let (fed_in, fed) = sync_channel(1);
             stages.push(threads::start(scope, "feeder", move || {
@@ -126,6 +132,7 @@ fn pipeline(
         // fed.
         let complete = walked.and_then(|(count, fed)| all_fed(count, &fed));
         let complete = complete.and_then(|()| outcome.recv().unwrap_or(Err(Error::Aborted)));
+        let complete = complete.map(|writer| run.ledger.add(&writer));
         let complete = match complete {
             // Perhaps it was the writer that failed: its word comes once the feeder has let go of the queue.
             Err(Error::Aborted) => Err(outcome.recv().ok().and_then(Result::err).unwrap_or(Error::Aborted)),
@@ -152,7 +159,7 @@ struct Walk<'a> {
     blank: bool,
     /// Loads that are free.
     spare: Receiver<Load>,
-    out: SyncSender<Stretch>,
+    out: Feed<Stretch>,
     state: State,
 }
 
@@ -171,6 +178,7 @@ impl Walk<'_> {
     fn run(mut self, disk: &RestoreDisk) -> Result<u64, Error> {
         let mut nodes = NodesAhead::new(&self.run.link, self.index, None);
         walk_leaves(&self.run.key, &disk.tree(), &mut nodes, &mut |index, leaf| self.visit(index, leaf))?;
+        self.run.ledger.asked(nodes.waited());
         self.leave_zeros(self.size.get());
         self.send()?;
         Ok(self.state.sent)

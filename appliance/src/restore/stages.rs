@@ -1,11 +1,10 @@
 //! The stages between the tree and the disk.
 
 use super::writer::{Load, Piece};
-use crate::worker::{Error, Pending, Reorder, Run, threads};
+use crate::worker::{Error, Feed, Meter, Pending, Queue, Reorder, Run};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ByteOffset};
 use seal::{BlockId, Codec, Opener, Sealed};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, SyncSender};
 use wire::{BlocksAnswer, PATH_BLOCKS, SealedBlock};
 
 /// Largest write that neighbouring blocks are merged into.
@@ -47,25 +46,33 @@ pub(super) struct Target<'a> {
 /// Opens blocks, checks every one against its id.
 pub(super) fn open(
     target: &Target<'_>,
-    stretches: &Mutex<Receiver<Stretch>>,
-    ready: &SyncSender<Ready>,
+    mut meter: Meter<'_>,
+    stretches: &Mutex<Queue<Stretch>>,
+    ready: &Feed<Ready>,
 ) -> Result<(), Error> {
     let mut opener = Opener::new()?;
-    while let Some(stretch) = threads::take(stretches) {
+    while let Some(stretch) = meter.take_shared(stretches) {
         target.run.check()?;
         // Without this stretch its load does not come back, and the walk would wait for it.
-        let opened = target.run.or_abort(open_stretch(target, stretch, &mut opener))?;
-        ready.send(opened).map_err(|_| Error::Aborted)?;
+        let opened = target.run.or_abort(open_stretch(target, &mut meter, stretch, &mut opener))?;
+        meter.put(ready, opened).map_err(|_| Error::Aborted)?;
     }
     Ok(())
 }
 
-fn open_stretch(target: &Target<'_>, stretch: Stretch, opener: &mut Opener) -> Result<Ready, Error> {
+fn open_stretch(
+    target: &Target<'_>,
+    meter: &mut Meter<'_>,
+    stretch: Stretch,
+    opener: &mut Opener,
+) -> Result<Ready, Error> {
     let Stretch { sequence, mut load, answer } = stretch;
     let expected = load.parts.iter().filter(|part| matches!(part, Part::Block(..))).count();
     let mut ready = Ready { sequence, load: Load::default(), plain: 0, sealed: 0, zeros: 0 };
     if let Some(answer) = answer {
-        load.answer = answer.wait_raw()?;
+        let answer = answer.wait_raw();
+        meter.starved();
+        load.answer = answer?;
         load.make_room(expected * BLOCK_SIZE as usize);
     }
     let Load { parts, answer, memory, pieces } = &mut load;
@@ -87,6 +94,7 @@ fn open_stretch(target: &Target<'_>, stretch: Stretch, opener: &mut Opener) -> R
             Part::Block(index, id) => {
                 let sealed = blocks.next().expect("counted above");
                 ready.sealed += sealed.bytes.len() as u64;
+                meter.count(sealed.bytes.len());
                 let offset = index.get() * BLOCK_SIZE;
                 let opened = open_block(target, index, id, sealed, opener, &mut memory[filled..]);
                 let size = opened.map_err(|source| Error::Damaged {
@@ -102,6 +110,7 @@ fn open_stretch(target: &Target<'_>, stretch: Stretch, opener: &mut Opener) -> R
             }
         }
     }
+    meter.count_all(ready.sealed);
     Ok(Ready { load, ..ready })
 }
 
@@ -140,12 +149,12 @@ fn append(pieces: &mut Vec<Piece>, offset: u64, at: usize, size: usize) {
 
 /// Puts stretches back in order and hands their pieces to the writer. Returns how many stretches there were.
 pub(super) fn feed(
-    ready: &Receiver<Ready>,
+    ready: &Queue<Ready>,
     mut write: impl FnMut(Ready) -> Result<(), Error>,
 ) -> Result<u64, Error> {
     // Bounded by the loads: the walk takes them in order, so that the next stretch always has one.
     let mut stretches = Reorder::new();
-    while let Ok(next) = ready.recv() {
+    while let Ok((next, _)) = ready.recv() {
         stretches.put(next.sequence, next);
         while let Some(next) = stretches.next() {
             write(next)?;

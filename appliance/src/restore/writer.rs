@@ -2,7 +2,7 @@
 //! on a thread.
 
 use super::stages::Part;
-use crate::worker::Error;
+use crate::worker::{Error, Meter};
 use blocks::{ByteCount, ByteOffset};
 use std::fs::File;
 use std::io;
@@ -15,6 +15,7 @@ use std::sync::mpsc::SyncSender;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use tokio_uring::buf::BoundedBuf;
+use wire::{Stage, StageAccount};
 
 /// Loads that are being written at once; they go to the page cache, more would only hold memory.
 const IN_FLIGHT: usize = 3;
@@ -61,8 +62,8 @@ pub(crate) struct WriteOrder {
     pub(crate) back: SyncSender<Load>,
     /// Bytes written so far.
     pub(crate) written: Arc<AtomicU64>,
-    /// Told the outcome, after the fsync.
-    pub(crate) done: SyncSender<Result<(), Error>>,
+    /// Told the outcome, after the fsync: what the time was spent on.
+    pub(crate) done: SyncSender<Result<StageAccount, Error>>,
 }
 
 /// Carries out an order on a tokio-uring runtime.
@@ -81,10 +82,15 @@ async fn write_with_ring(
     mut queue: Receiver<Load>,
     back: &SyncSender<Load>,
     written: &Arc<AtomicU64>,
-) -> Result<(), Error> {
+) -> Result<StageAccount, Error> {
+    let mut meter = Meter::loose(Stage::Write);
     let file = Rc::new(tokio_uring::fs::File::from_std(file));
     let mut in_flight: JoinSet<Result<Load, Error>> = JoinSet::new();
-    while let Some(load) = queue.recv().await {
+    loop {
+        meter.busy();
+        let load = queue.recv().await;
+        meter.starved();
+        let Some(load) = load else { break };
         while in_flight.len() >= IN_FLIGHT {
             let ended = in_flight.join_next().await.expect("not empty");
             // The walk is over: nobody needs it any more.
@@ -97,7 +103,9 @@ async fn write_with_ring(
         // As above.
         let _ = back.send(ended.expect("writes do not panic")?);
     }
-    file.sync_all().await.map_err(|source| not_synced(device, source))
+    file.sync_all().await.map_err(|source| not_synced(device, source))?;
+    meter.count_all(written.load(Ordering::Relaxed));
+    Ok(meter.finish())
 }
 
 /// Writes one load, piece by piece, and gives its memory back.
@@ -132,7 +140,8 @@ async fn write_load(
 }
 
 /// Carries out an order with `pwrite`; for a thread.
-pub(crate) fn write_plainly(order: WriteOrder) -> Result<(), Error> {
+pub(crate) fn write_plainly(order: WriteOrder) -> Result<StageAccount, Error> {
+    let mut meter = Meter::loose(Stage::Write);
     let WriteOrder { file, device, mut queue, back, written, .. } = order;
     let write = |offset: u64, bytes: &[u8]| -> Result<(), Error> {
         let size = bytes.len() as u64;
@@ -140,7 +149,11 @@ pub(crate) fn write_plainly(order: WriteOrder) -> Result<(), Error> {
         written.fetch_add(size, Ordering::Relaxed);
         Ok(())
     };
-    while let Some(mut load) = queue.blocking_recv() {
+    loop {
+        meter.busy();
+        let load = queue.blocking_recv();
+        meter.starved();
+        let Some(mut load) = load else { break };
         for piece in load.pieces.drain(..) {
             match piece {
                 Piece::Bytes(offset, at) => write(offset, &load.memory[at])?,
@@ -152,7 +165,9 @@ pub(crate) fn write_plainly(order: WriteOrder) -> Result<(), Error> {
         // The walk is over: nobody needs it any more.
         let _ = back.send(load);
     }
-    file.sync_all().map_err(|source| not_synced(&device, source))
+    file.sync_all().map_err(|source| not_synced(&device, source))?;
+    meter.count_all(written.load(Ordering::Relaxed));
+    Ok(meter.finish())
 }
 
 /// A range of zeros as writes of at most 1 MiB.
@@ -180,7 +195,7 @@ mod tests {
     use crate::worker::Runtime;
     use std::sync::mpsc::{self, sync_channel};
 
-    type Ordered = (WriteOrder, mpsc::Receiver<Result<(), Error>>, mpsc::Receiver<Load>);
+    type Ordered = (WriteOrder, mpsc::Receiver<Result<StageAccount, Error>>, mpsc::Receiver<Load>);
 
     fn order(file: &File, loads: Vec<Load>) -> Ordered {
         let (queue_in, queue) = tokio::sync::mpsc::channel(16);

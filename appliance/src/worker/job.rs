@@ -183,6 +183,7 @@ impl Conductor {
             disk: outcome.as_ref().err().and_then(Error::disk),
             disks: run.counts(),
             usage: run.usage(),
+            passes: run.ledger.passes(),
         };
         let told: Result<ProgressAnswer, Error> =
             self.link.ask_patiently(wire::PATH_JOB_DONE, &last_word, patience);

@@ -9,6 +9,7 @@ mod budget;
 mod error;
 mod job;
 mod link;
+mod meter;
 mod nodes;
 mod order;
 mod outside;
@@ -26,6 +27,7 @@ pub use outside::Outside;
 pub use pin::Identity;
 
 pub(crate) use link::{Errand, Link, Patience, Pending, PendingPack};
+pub(crate) use meter::{Feed, Meter, Queue, queue};
 pub(crate) use nodes::NodesAhead;
 pub(crate) use reorder::Reorder;
 pub(crate) use run::Run;

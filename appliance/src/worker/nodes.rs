@@ -8,6 +8,7 @@ use blocks::{BlockCount, BlockIndex, BlockRange, ChangedBlocks};
 use seal::{FAN_OUT, MAX_LEVELS, Node, NodeId, NodeSource};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 use wire::{NodesAnswer, NodesQuestion, PATH_NODES};
 
 /// Nodes in one question: 256 KiB of answer.
@@ -27,6 +28,7 @@ pub(crate) struct NodesAhead<'a> {
     /// Nodes above none of these blocks are not needed; `None` needs all.
     needed: Option<&'a ChangedBlocks>,
     levels: Vec<Level>,
+    waited: Duration,
 }
 
 /// All of them ascending.
@@ -52,7 +54,12 @@ impl Asked {
 impl<'a> NodesAhead<'a> {
     pub(crate) fn new(link: &'a Link, disk: u16, needed: Option<&'a ChangedBlocks>) -> Self {
         let levels = (0..MAX_LEVELS).map(|_| Level::default()).collect();
-        Self { link, disk, needed, levels }
+        Self { link, disk, needed, levels, waited: Duration::ZERO }
+    }
+
+    /// How long answers were waited for.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
     }
 
     fn is_needed(&self, level: u8, index: u64) -> bool {
@@ -108,7 +115,9 @@ impl<'a> NodesAhead<'a> {
             }
             let Some(asked) = this.asked.pop_front() else { return Ok(None) };
             let range = asked.range();
+            let began = Instant::now();
             let answer: NodesAnswer = asked.answer.wait(PATH_NODES)?;
+            self.waited += began.elapsed();
             // What was not asked for is not kept: memory is bounded by our questions, not by the answers.
             let nodes =
                 answer.nodes.into_iter().filter(|node| node.index >= index && range.contains(&node.index));

@@ -1,5 +1,6 @@
 //! What all threads of a job share: the counts, the reason to stop, and the limits.
 
+use super::meter::{Ledger, Pass};
 use super::{Budget, Error, Link, Outside};
 use crate::platform::memory::Memory;
 use blocks::ByteCount;
@@ -18,6 +19,8 @@ pub(crate) struct Run {
     pub(crate) budget: Budget,
     /// Whether the asynchronous side can write files with io_uring.
     pub(crate) has_ring: bool,
+    /// What the time of each pass is spent on.
+    pub(crate) ledger: Ledger,
     counts: Mutex<Vec<DiskCounts>>,
     halted: AtomicBool,
     reason: Mutex<Option<Error>>,
@@ -39,6 +42,7 @@ impl Run {
             key,
             budget,
             has_ring,
+            ledger: Ledger::default(),
             counts: Mutex::new(vec![DiskCounts::default(); disks]),
             halted: AtomicBool::new(false),
             reason: Mutex::new(None),
@@ -54,6 +58,14 @@ impl Run {
 
     pub(crate) fn counts(&self) -> Vec<DiskCounts> {
         self.lock_counts().clone()
+    }
+
+    /// A pass over a disk begins; it ends when what this gives is dropped. `places` are those for packs (or blocks) on
+    /// their way at once.
+    pub(crate) fn pass(&self, disk: u16, places: usize) -> RunningPass<'_> {
+        let count = |places| u16::try_from(places).unwrap_or(u16::MAX);
+        let places = (count(places), count(self.budget.known_in_flight));
+        RunningPass { run: self, pass: Some(self.ledger.begin(disk, self.link.tally())), places }
     }
 
     /// Makes every stage stop at its next step; the first reason is kept.
@@ -98,6 +110,21 @@ impl Run {
 
     fn lock_counts(&self) -> MutexGuard<'_, Vec<DiskCounts>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pass over a disk, while it goes on.
+pub(crate) struct RunningPass<'a> {
+    run: &'a Run,
+    pass: Option<Pass>,
+    places: (u16, u16),
+}
+
+impl Drop for RunningPass<'_> {
+    fn drop(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            self.run.ledger.end(pass, self.run.link.tally(), self.places);
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! Small help for stages that run on threads of their own.
 
 use super::Error;
-use std::sync::mpsc::Receiver;
-use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 /// Starts one stage.
@@ -29,9 +27,4 @@ pub(crate) fn join<T>(
             (Err(error), _) => Err(error),
         }
     })
-}
-
-/// The next item of a queue that several threads take from; `None` when it has ended.
-pub(crate) fn take<T>(queue: &Mutex<Receiver<T>>) -> Option<T> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }

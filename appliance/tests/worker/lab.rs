@@ -3,7 +3,7 @@
 use abd_appliance::platform::memory::{self, Memory};
 use abd_appliance::platform::{Disk, State, devices};
 use abd_appliance::worker::{Assignment, Error, Identity, Outside, perform};
-use ads::{JobEvent, JobGrant, JobHandle, Service, Store};
+use ads::{FileOps, JobEvent, JobGrant, JobHandle, LocalFiles, Service, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
 use std::collections::HashMap;
 use std::fs::File;
@@ -37,15 +37,21 @@ pub(crate) struct Machine {
     pub(crate) clock: Option<Arc<Mutex<Duration>>>,
     /// What cannot be read of each disk: offset and size in bytes.
     pub(crate) bad: HashMap<u16, Vec<(u64, u64)>>,
+    /// How long every disk takes for an answer, in addition.
+    pub(crate) pause: Duration,
 }
 
-/// A medium of which parts cannot be read.
-struct BadMedium(Vec<(u64, u64)>);
+/// A medium of which parts cannot be read, and that takes its time for every answer.
+struct PoorMedium {
+    bad: Vec<(u64, u64)>,
+    pause: Duration,
+}
 
-impl diskio::Seam for BadMedium {
+impl diskio::Seam for PoorMedium {
     fn answer(&mut self, asked: diskio::Asked, result: i32) -> i32 {
+        std::thread::sleep(self.pause);
         let (start, end) = (asked.offset.get(), asked.offset.get() + asked.size as u64);
-        let is_hit = self.0.iter().any(|(offset, size)| *offset < end && start < offset + size);
+        let is_hit = self.bad.iter().any(|(offset, size)| *offset < end && start < offset + size);
         // EIO.
         if is_hit { -5 } else { result }
     }
@@ -75,8 +81,13 @@ pub(crate) const WATCHDOG_S: u16 = 6;
 
 impl Lab {
     pub(crate) fn new() -> Self {
+        Self::over(Arc::new(LocalFiles))
+    }
+
+    /// With a store that writes by other operations.
+    pub(crate) fn over(files: Arc<dyn FileOps>) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Arc::new(Store::init(&dir.path().join("store")).expect("store"));
+        let store = Arc::new(Store::init_with(&dir.path().join("store"), files).expect("store"));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -230,6 +241,7 @@ impl Machine {
             io_uring: true,
             clock: None,
             bad: HashMap::new(),
+            pause: Duration::ZERO,
         }
     }
 
@@ -279,7 +291,9 @@ impl Outside for Machine {
     }
 
     fn seam(&self, userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
-        self.bad.get(&userdevice).map(|bad| Box::new(BadMedium(bad.clone())) as Box<dyn diskio::Seam>)
+        let bad = self.bad.get(&userdevice);
+        let medium = PoorMedium { bad: bad.cloned().unwrap_or_default(), pause: self.pause };
+        (bad.is_some() || !self.pause.is_zero()).then(|| Box::new(medium) as Box<dyn diskio::Seam>)
     }
 
     fn memory(&self) -> Memory {

@@ -8,6 +8,7 @@
 mod audit;
 mod backup;
 mod bad;
+mod bound;
 mod counting;
 mod failure;
 mod lab;

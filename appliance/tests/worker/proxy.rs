@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,41 @@ pub(crate) fn start(to: SocketAddr, cut_after: i64, heals: bool) -> Proxy {
         }
     });
     Proxy { address, connections }
+}
+
+/// Passes connections on to `to`, all of them together no faster than `rate` bytes in a second.
+pub(crate) fn start_slow(to: SocketAddr, rate: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let free_at = Arc::new(Mutex::new(Instant::now()));
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, TcpStream::connect(to)) else { continue };
+            for (from, into) in [(&near, &far), (&far, &near)] {
+                let (from, into) = (from.try_clone().expect("clone"), into.try_clone().expect("clone"));
+                let free_at = free_at.clone();
+                thread::spawn(move || crawl(from, into, rate, &free_at));
+            }
+        }
+    });
+    address
+}
+
+fn crawl(mut from: TcpStream, mut into: TcpStream, rate: u64, free_at: &Mutex<Instant>) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let arrives = {
+            let mut free_at = free_at.lock().expect("not poisoned");
+            *free_at = (*free_at).max(Instant::now()) + Duration::from_secs(1) * count as u32 / rate as u32;
+            *free_at
+        };
+        thread::sleep(arrives.saturating_duration_since(Instant::now()));
+        if into.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // Both may be closed already.
+    let _ = (from.shutdown(Shutdown::Both), into.shutdown(Shutdown::Both));
 }
 
 fn pump(mut from: TcpStream, mut into: TcpStream, left: &AtomicI64, cut: &AtomicBool, born_after_cut: bool) {

@@ -289,6 +289,9 @@ struct RestoreArgs {
     /// The pool, where more than one is known.
     #[arg(long)]
     pool: Option<String>,
+    /// Show what the time of each disk was spent on, and what it was bound by. `--json` always says so.
+    #[arg(long)]
+    report: bool,
     #[command(flatten)]
     delegate: DelegateArgs,
 }
@@ -362,7 +365,13 @@ fn run(cli: Cli) -> Result<()> {
     // Where a run's output goes to a mail or a file, its summary says it all; what happens goes to the log.
     let quiet =
         matches!(cli.command, Command::Run(_)) && cli.verbose == 0 && !std::io::stdout().is_terminal();
-    let report = Report::new(cli.json);
+    let detailed = match &cli.command {
+        Command::Backup(args) => args.flags.report,
+        Command::Run(args) => args.flags.report,
+        Command::Restore(args) => args.report,
+        _ => false,
+    };
+    let report = Report::new(cli.json).detailed(detailed || cli.verbose > 0);
     let report = Arc::new(if quiet { report.quiet() } else { report });
     let session = Session { state, store, default_store, report, json: cli.json };
     let runtime = tokio::runtime::Builder::new_multi_thread()

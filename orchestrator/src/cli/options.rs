@@ -158,6 +158,9 @@ pub(super) struct RunFlags {
     /// Write the results as metrics to this file, for the node exporter's textfile collector (`NAME.prom`).
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+    /// Show what the time of each disk was spent on, and what it was bound by. `--json` always says so.
+    #[arg(long)]
+    pub(super) report: bool,
     /// Make the store where its directory is missing or empty. The default store is made by itself; a named one is
     /// not, because an empty directory may be a mount point without its file system.
     #[arg(long)]

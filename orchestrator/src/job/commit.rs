@@ -5,10 +5,11 @@ use super::changes::{History, Planned};
 use super::delegate::Outcome;
 use super::placement::Round;
 use super::snapshot::Snapshot;
-use super::{Job, blocking, summary_of};
+use super::{Job, blocking, counts_of, summary_of};
 use crate::cleanup::Removed;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Keep, Reserve, Rotation};
+use crate::path::Paths;
 use crate::references;
 use crate::report::{DiskSummary, Event, JobSummary};
 use crate::tracking::{self, Cause, Mode};
@@ -23,11 +24,12 @@ pub(super) struct Sealed {
     pub(super) disks: Vec<Option<(DiskDone, DiskAnswer)>>,
     pub(super) claim: Option<Claim>,
     pub(super) usage: Usage,
+    pub(super) paths: Paths,
 }
 
 impl Sealed {
     pub(super) fn new(count: usize) -> Self {
-        Self { disks: vec![None; count], claim: None, usage: Usage::default() }
+        Self { disks: vec![None; count], claim: None, usage: Usage::default(), paths: Paths::default() }
     }
 
     /// Takes in what one delegate did.
@@ -35,6 +37,8 @@ impl Sealed {
         for (at, disk) in round.disks.iter().zip(outcome.disks) {
             self.disks[*at] = disk;
         }
+        let place = |disk| round.disks.get(usize::from(disk)).and_then(|at| u16::try_from(*at).ok());
+        self.paths.take(outcome.done.passes, place);
         let usage = outcome.done.usage;
         self.usage.worker_peak = self.usage.worker_peak.max(usage.worker_peak);
         self.usage.available_low = match self.claim {
@@ -70,6 +74,7 @@ impl Job<'_> {
         let store_id = run.store.id().to_string();
         let (mut disks, mut summaries, mut alarms) = (Vec::new(), Vec::new(), Vec::new());
         let mut rotations: Vec<Rotation> = Vec::new();
+        let sealed_paths = &sealed.paths;
         for (mut planned, sealed) in planned.into_iter().zip(sealed.disks) {
             let Some((done, answer)) = sealed else {
                 let message = format!("no delegate sealed disk {} of {}", planned.source.name, self.subject);
@@ -94,6 +99,8 @@ impl Job<'_> {
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
                 bad: done.bad.clone(),
+                path: sealed_paths.of_disk(summaries.len(), &done.counts),
+                passes: sealed_paths.of_passes(summaries.len()),
             });
             rotations.push(Rotation {
                 vdi: source.snapshot_uuid.clone(),
@@ -183,6 +190,7 @@ impl Job<'_> {
             point: id.to_string(),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             alarms: alarms.into_iter().map(|alarm| alarm.name).collect(),
+            path: sealed.paths.of_job(&counts_of(&summaries)),
             disks: summaries,
             delegate: summary_of(sealed.claim.as_ref(), sealed.usage),
         };

@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Journal};
 use crate::pool::Pool;
 use crate::reconcile;
-use crate::report::{DelegateSummary, Event, JobSummary, Report};
+use crate::report::{DelegateSummary, DiskSummary, Event, JobSummary, Report};
 use crate::spec::JobOptions;
 use crate::template::TemplateAt;
 use std::path::PathBuf;
@@ -379,6 +379,11 @@ fn end_of(summary: &JobSummary) -> Option<End> {
 /// The error of a run that was stopped by its user.
 pub(crate) fn cancelled() -> Error {
     Error::new(Kind::Cancelled, "stopped on request")
+}
+
+/// What delegates counted of each disk.
+fn counts_of(disks: &[DiskSummary]) -> Vec<wire::DiskCounts> {
+    disks.iter().map(|disk| disk.counts).collect()
 }
 
 fn summary_of(claim: Option<&wire::Claim>, usage: wire::Usage) -> DelegateSummary {

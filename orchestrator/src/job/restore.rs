@@ -4,7 +4,7 @@
 use super::commit::Sealed;
 use super::delegate::{Attachment, Outcome, Site};
 use super::placement::{self, rounds};
-use super::{FIRST_POSITION, Failure, Job, JobResult, Run, summary_of};
+use super::{FIRST_POSITION, Failure, Job, JobResult, Run, counts_of, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
@@ -159,10 +159,12 @@ impl Job<'_> {
         written: Sealed,
         started: Instant,
     ) -> JobSummary {
-        let disks = targets
+        let paths = &written.paths;
+        let disks: Vec<_> = targets
             .into_iter()
             .zip(written.disks.into_iter().flatten())
-            .map(|(target, (done, answer))| DiskSummary {
+            .enumerate()
+            .map(|(at, (target, (done, answer)))| DiskSummary {
                 name: target.disk.name,
                 vdi: target.uuid,
                 size: target.disk.tree.size.get(),
@@ -172,6 +174,8 @@ impl Job<'_> {
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
                 bad: target.disk.bad,
+                path: paths.of_disk(at, &done.counts),
+                passes: paths.of_passes(at),
             })
             .collect();
         let summary = JobSummary {
@@ -181,6 +185,7 @@ impl Job<'_> {
             point: request.point.id.to_string(),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             alarms: Vec::new(),
+            path: written.paths.of_job(&counts_of(&disks)),
             disks,
             delegate: summary_of(written.claim.as_ref(), written.usage),
         };

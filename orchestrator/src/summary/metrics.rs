@@ -3,6 +3,7 @@
 //! Names and labels are stable. Labels hold names of pools, VMs and disks, modes and causes; never a secret.
 
 use super::{DiskRow, RunSummary, VmSummary};
+use crate::path::PathSummary;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,6 +49,33 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
             page.sample(name, &of_vm(vm), number(vm));
         }
     }
+    page.family("abd_job_bound_by", "1 for what the last job's data path was bound by.");
+    for (vm, path) in paths(summary) {
+        let mut labels = of_vm(vm);
+        labels.push(("by", path.bound_by.name().to_owned()));
+        page.sample("abd_job_bound_by", &labels, 1.0);
+    }
+    page.family("abd_job_path_seconds", "How long the last job moved data.");
+    for (vm, path) in paths(summary) {
+        page.sample("abd_job_path_seconds", &of_vm(vm), path.wall_ms as f64 / 1000.0);
+    }
+    let name = "abd_job_stage_seconds";
+    page.family(name, "What the threads of each stage of the data path spent their time on.");
+    for (vm, path) in paths(summary) {
+        for stage in &path.stages {
+            let states = [
+                ("busy", stage.busy_ms),
+                ("starved", stage.starved_ms),
+                ("blocked", stage.blocked_ms),
+                ("held", stage.held_ms),
+            ];
+            for (state, time) in states {
+                let mut labels = of_vm(vm);
+                labels.extend([("stage", stage.stage.name().to_owned()), ("state", state.to_owned())]);
+                page.sample(name, &labels, time as f64 / 1000.0);
+            }
+        }
+    }
     page.family("abd_disk_mode", "1 for how a disk was read, by mode and cause.");
     for (vm, disk) in disks(summary) {
         let mut labels = of_disk(vm, disk);
@@ -70,6 +98,10 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
         }
     }
     page.text
+}
+
+fn paths(summary: &RunSummary) -> impl Iterator<Item = (&VmSummary, &PathSummary)> {
+    summary.vms.iter().filter_map(|vm| Some((vm, vm.path.as_ref()?)))
 }
 
 fn disks(summary: &RunSummary) -> impl Iterator<Item = (&VmSummary, &DiskRow)> {
@@ -104,6 +136,7 @@ fn escape(value: &str) -> String {
 mod tests {
     use super::super::VmResult;
     use super::*;
+    use crate::path::tests::held_up;
     use std::time::Duration;
 
     fn summary() -> RunSummary {
@@ -115,12 +148,13 @@ mod tests {
             read: 131_072,
             ..DiskRow::default()
         };
-        let vm = |name: &str, result, disks| VmSummary {
+        let vm = |name: &str, result, disks: Vec<DiskRow>| VmSummary {
             vm: name.into(),
             uuid: "u".into(),
             pool: "dc1".into(),
             result,
             elapsed_ms: 1500,
+            path: (!disks.is_empty()).then(held_up),
             disks,
             ..VmSummary::default()
         };
@@ -140,6 +174,9 @@ mod tests {
             "abd_run_end_time_seconds{run=\"nightly\"} 1.5".to_owned(),
             format!("abd_job_result{{{web01},result=\"done\"}} 1"),
             format!("abd_job_duration_seconds{{{web01}}} 1.5"),
+            format!("abd_job_bound_by{{{web01},by=\"network\"}} 1"),
+            format!("abd_job_path_seconds{{{web01}}} 10.4"),
+            format!("abd_job_stage_seconds{{{web01},stage=\"read\",state=\"blocked\"}} 9"),
             format!("abd_disk_mode{{{disk},mode=\"scan\",cause=\"reference-missing\"}} 1"),
             format!("abd_disk_read_bytes{{{disk}}} 131072"),
         ] {
@@ -161,6 +198,6 @@ mod tests {
                 assert_eq!(described.last(), Some(&name), "{line}");
             }
         }
-        assert_eq!(described.len(), 13);
+        assert_eq!(described.len(), 16);
     }
 }

@@ -10,6 +10,7 @@ pub use metrics::metrics;
 pub use text::text;
 
 use crate::error::{Error, Kind};
+use crate::path::PathSummary;
 use serde::Serialize;
 
 /// Version of the JSON form. Within a version members are only added.
@@ -121,6 +122,8 @@ pub struct VmSummary {
     pub elapsed_ms: u64,
     /// Its disks.
     pub disks: Vec<DiskRow>,
+    /// What the time of the last job's data path was spent on, and what it was bound by; none where none moved data.
+    pub path: Option<PathSummary>,
     /// Why there is no restore point.
     pub error: Option<String>,
     /// What to do about that.
@@ -390,7 +393,7 @@ mod tests {
                 r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0,"bad_blocks":0},"read":3,"stored":2,"#,
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
-                r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0}],"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0}],"path":null,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );

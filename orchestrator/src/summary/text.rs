@@ -36,6 +36,7 @@ pub fn text(summary: &RunSummary) -> String {
     }
     bad_blocks(&mut text, summary);
     table(&mut text, summary);
+    bounds(&mut text, summary);
     failures(&mut text, summary, VmResult::Failed, "Failed");
     failures(&mut text, summary, VmResult::Skipped, "Not started");
     leftovers(&mut text, summary);
@@ -121,6 +122,24 @@ fn table(text: &mut String, summary: &RunSummary) {
         } else {
             row([&vm.vm, result, "", "", "", "", ""]);
         }
+    }
+}
+
+/// What the jobs were bound by: the VMs of each verdict.
+fn bounds(text: &mut String, summary: &RunSummary) {
+    let mut bounds: Vec<(&str, Vec<&str>)> = Vec::new();
+    for vm in &summary.vms {
+        let Some(path) = &vm.path else { continue };
+        match bounds.iter_mut().find(|(verdict, _)| *verdict == path.verdict) {
+            Some((_, names)) => names.push(&vm.vm),
+            None => bounds.push((&path.verdict, vec![&vm.vm])),
+        }
+    }
+    if !bounds.is_empty() {
+        text.push('\n');
+    }
+    for (verdict, names) in bounds {
+        paragraph(text, 0, &format!("{verdict}: {}", names.join(", ")));
     }
 }
 

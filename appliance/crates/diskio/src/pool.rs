@@ -4,7 +4,9 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Alignment of every buffer: what `O_DIRECT` asks for at most (a 4096-byte logical block).
 pub(crate) const ALIGNMENT: usize = 4096;
@@ -29,6 +31,8 @@ struct Shared {
     count: usize,
     free: Mutex<Vec<usize>>,
     returned: Condvar,
+    /// Nanoseconds that were spent waiting in [`Pool::take`].
+    waited: AtomicU64,
 }
 
 // SAFETY: the memory is owned by Shared and freed only with it; a part of it is touched only through the one Buffer
@@ -51,7 +55,15 @@ impl Pool {
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
         let free = Mutex::new((0..count).rev().collect());
-        let shared = Shared { memory, layout, buffer_size, count, free, returned: Condvar::new() };
+        let shared = Shared {
+            memory,
+            layout,
+            buffer_size,
+            count,
+            free,
+            returned: Condvar::new(),
+            waited: AtomicU64::new(0),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -79,13 +91,23 @@ impl Pool {
     /// A buffer; waits until one comes back.
     pub fn take(&self) -> Buffer {
         let mut free = self.shared.lock();
+        let mut began = None;
         loop {
             if let Some(index) = free.pop() {
                 drop(free);
+                let waited = began.map_or(Duration::ZERO, |began: Instant| began.elapsed());
+                let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+                self.shared.waited.fetch_add(nanoseconds, Ordering::Relaxed);
                 return self.lend(index);
             }
+            began.get_or_insert_with(Instant::now);
             free = self.shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How long [`take`](Self::take) has waited for buffers so far, over all threads.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.shared.waited.load(Ordering::Relaxed))
     }
 
     fn lend(&self, index: usize) -> Buffer {
@@ -188,6 +210,7 @@ mod tests {
         assert_eq!((pool.count(), pool.free()), (3, 3));
         let loans: Vec<_> = (0..3).map(|_| pool.take()).collect();
         assert!(pool.try_take().is_none());
+        assert_eq!(pool.waited(), Duration::ZERO, "nobody had to wait");
         let waiting = pool.clone();
         let waiter = std::thread::spawn(move || waiting.take().index());
         drop(loans);

@@ -7,14 +7,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 mod keys;
 mod messages;
 mod order;
+mod spent;
 
+pub use account::{Account, Bound, PassAccount, Stage, StageAccount, Verdict};
 pub use blocks::{Audit, BadRanges, ByteRange};
 pub use keys::*;
 pub use messages::*;
 pub use order::*;
+pub use spent::*;
 
 use serde::{Deserialize, Serialize};
 

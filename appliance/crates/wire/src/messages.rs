@@ -1,5 +1,6 @@
 //! Questions, answers and reports. All calls go from the ABD to the orchestrator.
 
+use crate::account::PassAccount;
 use blocks::{BadRanges, BlockIndex, ByteCount};
 use seal::{BlockId, NodeId, Tree, TreeId};
 use serde::{Deserialize, Serialize};
@@ -238,6 +239,8 @@ pub struct JobDone {
     pub disks: Vec<DiskCounts>,
     /// Resources used.
     pub usage: Usage,
+    /// What the time of each pass over a disk was spent on, in their order; also of those before a failure.
+    pub passes: Vec<PassAccount>,
 }
 
 /// Why something was refused or failed; also the body of every answer that is not 200.

@@ -3,6 +3,7 @@
 use blocks::{BlockCount, BlockIndex, ByteCount, ByteOffset};
 use proptest::prelude::*;
 use seal::{BlockId, NodeId, Tree};
+use std::time::Duration;
 use wire::*;
 
 /// Made by hand from postcard's specification: varints are LEB128, strings and lists are prefixed with
@@ -10,7 +11,7 @@ use wire::*;
 #[test]
 fn golden_claim() {
     let claim = Claim {
-        protocol: 2,
+        protocol: 3,
         job: "j".into(),
         agent: "0.1".into(),
         boot_ms: 300,
@@ -18,7 +19,7 @@ fn golden_claim() {
         memory: ByteCount::new(128 << 20),
         engine: "io_uring".into(),
     };
-    let expected = b"\x02\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
+    let expected = b"\x03\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
     assert_eq!(encode(&claim), expected);
     assert_eq!(decode::<Claim>(expected), Ok(claim));
 }
@@ -102,6 +103,34 @@ fn golden_disk_done() {
         b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b\x80\x04\x01\x01\x80\x80\x04\x80\x04";
     assert_eq!(encode(&done), expected);
     assert_eq!(decode::<DiskDone>(expected), Ok(done));
+}
+
+#[test]
+fn golden_job_done() {
+    let read = StageAccount {
+        threads: 1,
+        busy: Duration::new(1, 500_000_000),
+        held: Duration::from_nanos(300),
+        bytes: ByteCount::new(65536),
+        depth_sum: 3,
+        depth_count: 2,
+        depth_max: 2,
+        ..StageAccount::new(Stage::Read)
+    };
+    let account = Account { wall: Duration::new(2, 0), processors: 2, stages: vec![read] };
+    let done = JobDone {
+        outcome: Ok(()),
+        disk: None,
+        disks: Vec::new(),
+        usage: Usage::default(),
+        passes: vec![PassAccount { disk: 1, pass: 0, account }],
+    };
+    let mut expected = b"\x00\x00\x00\x00\x00\x00\x00\x01\x01\x00\x02\x00\x02\x01".to_vec();
+    // The stage: its number, threads, places, then four times and the processor's, in seconds and nanoseconds.
+    expected.extend(b"\x00\x01\x00\x01\x80\xca\xb5\xee\x01\x00\x00\x00\x00\x00\xac\x02\x00\x00");
+    expected.extend(b"\x80\x80\x04\x03\x02\x02");
+    assert_eq!(encode(&done), expected);
+    assert_eq!(decode::<JobDone>(&expected), Ok(done));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::rustls::ClientConfig;
+use wire::Spent;
 
 /// Connections at once: two packs, a few questions, the progress report.
 const CONNECTIONS: usize = 8;
@@ -60,6 +61,12 @@ struct Dispatcher {
     permits: Semaphore,
 }
 
+/// An answer, and what the store says that it took.
+struct Answer {
+    body: Vec<u8>,
+    spent: Spent,
+}
+
 /// Why one try of a call did not give an answer.
 enum Broken {
     /// Worth another try.
@@ -81,7 +88,13 @@ pub(crate) async fn serve(settings: Settings, mut errands: Receiver<Errand>) {
             Errand::Call(call) => {
                 let dispatcher = dispatcher.clone();
                 tokio::task::spawn_local(async move {
-                    let answer = dispatcher.call(&call).await;
+                    let began = call.tally.begin(call.purpose);
+                    let (answer, spent) = match dispatcher.call(&call).await {
+                        Ok(Answer { body, spent }) => (Ok(body), spent),
+                        Err(error) => (Err(error), Spent::default()),
+                    };
+                    let size = call.body.len() + answer.as_ref().map_or(0, Vec::len);
+                    call.tally.end(call.purpose, began, size, spent);
                     let Call { body, reply, .. } = call;
                     // Before the answer: who waits for it wants the memory back.
                     drop(body);
@@ -96,7 +109,7 @@ pub(crate) async fn serve(settings: Settings, mut errands: Receiver<Errand>) {
 
 impl Dispatcher {
     /// Tries until there is an answer, or for a third of the watchdog's time after the first failure.
-    async fn call(&self, call: &Call) -> Result<Vec<u8>, Error> {
+    async fn call(&self, call: &Call) -> Result<Answer, Error> {
         let _permit = self.permits.acquire().await.expect("never closed");
         let mut first_failure = None;
         loop {
@@ -139,7 +152,7 @@ impl Dispatcher {
     }
 
     /// One try. An answer that is a refusal is an answer.
-    async fn attempt(&self, call: &Call) -> Result<Result<Vec<u8>, Error>, Broken> {
+    async fn attempt(&self, call: &Call) -> Result<Result<Answer, Error>, Broken> {
         let mut connection = self.connection().await?;
         let limit = self.quiet_limit(call.patience);
         connection.moved.touch();
@@ -208,7 +221,7 @@ async fn unless_quiet<T>(moved: Moved, limit: Duration, work: impl Future<Output
     .await
 }
 
-async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Vec<u8>, Error>, Broken> {
+async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Answer, Error>, Broken> {
     let broken = |error: hyper::Error| Broken::Link(crate::chain(&error));
     let request = Request::builder()
         .method(call.method.clone())
@@ -219,9 +232,11 @@ async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Vec
     let response = connection.sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
     if status == StatusCode::OK {
+        let spent = response.headers().get(wire::HEADER_SPENT).and_then(|value| value.to_str().ok());
+        let spent = spent.map(Spent::from_header).unwrap_or_default();
         let memory = call.memory.take();
         return match read(response, call.max_answer, memory).await.map_err(broken)? {
-            Some(body) => Ok(Ok(body)),
+            Some(body) => Ok(Ok(Answer { body, spent })),
             None => Err(Broken::Final(Error::AnswerSize { call: call.path.clone(), limit: call.max_answer })),
         };
     }

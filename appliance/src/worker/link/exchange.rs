@@ -19,11 +19,13 @@ pub trait Exchange: Send + Sync + 'static {
 pub(crate) async fn serve_here(exchange: Arc<dyn Exchange>, mut errands: Receiver<Errand>) {
     while let Some(errand) = errands.recv().await {
         match errand {
-            Errand::Call(Call { path, body, reply, .. }) => {
+            Errand::Call(Call { path, body, purpose, tally, reply, .. }) => {
+                let began = tally.begin(purpose);
                 let exchange = exchange.clone();
                 // How many there are is bounded by who asks: packs and questions have their limits there.
                 drop(tokio::task::spawn_blocking(move || {
                     let answer = exchange.answer(&path, &body);
+                    tally.end_here(purpose, began, body.len() + answer.as_ref().map_or(0, Vec::len));
                     // Before the answer: who waits for it wants the memory back.
                     drop(body);
                     // Nobody waits any more: the job has failed elsewhere.

@@ -8,10 +8,13 @@ mod body;
 mod connection;
 mod dispatcher;
 mod exchange;
+mod tally;
 
 pub(crate) use dispatcher::{Errand, Settings, serve};
 pub use exchange::Exchange;
 pub(crate) use exchange::serve_here;
+pub(crate) use tally::Tally;
+use tally::{Purpose, SharedTally};
 
 use super::Error;
 use serde::Serialize;
@@ -41,6 +44,8 @@ pub(crate) struct Call {
     pub(crate) patience: Patience,
     /// For the answer; what it has room for need not be allocated.
     pub(crate) memory: RefCell<Vec<u8>>,
+    pub(crate) purpose: Purpose,
+    pub(crate) tally: SharedTally,
     pub(crate) reply: SyncSender<Result<Vec<u8>, Error>>,
 }
 
@@ -48,6 +53,7 @@ pub(crate) struct Call {
 #[derive(Clone)]
 pub(crate) struct Link {
     errands: Sender<Errand>,
+    tally: SharedTally,
 }
 
 /// An answer that is on its way.
@@ -63,7 +69,12 @@ pub(crate) struct PendingPack {
 
 impl Link {
     pub(crate) fn new(errands: Sender<Errand>) -> Self {
-        Self { errands }
+        Self { errands, tally: SharedTally::default() }
+    }
+
+    /// What calls cost up to now.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally.now()
     }
 
     /// Asks and waits.
@@ -138,8 +149,19 @@ impl Link {
         let memory = RefCell::new(memory);
         let (reply, answer) = sync_channel(1);
         // Where the other side is gone the reply's sender is dropped with the call, and the wait says so.
-        let _ = self.send(Errand::Call(Call { method, path, body, max_answer, patience, memory, reply }));
+        let (purpose, tally) = (purpose(&path), self.tally.clone());
+        let call = Call { method, path, body, max_answer, patience, memory, purpose, tally, reply };
+        let _ = self.send(Errand::Call(call));
         Pending { reply: answer }
+    }
+}
+
+fn purpose(path: &str) -> Purpose {
+    match path {
+        wire::PATH_BLOCKS => Purpose::Transfer,
+        wire::PATH_KNOWN | wire::PATH_NODES | wire::PATH_BITMAP | wire::PATH_DISK_DONE => Purpose::Question,
+        path if path.starts_with(wire::PATH_PACKS) => Purpose::Transfer,
+        _ => Purpose::Aside,
     }
 }
 

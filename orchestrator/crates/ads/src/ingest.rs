@@ -8,6 +8,7 @@ use crate::store::Store;
 use blocks::ByteCount;
 use rayon::prelude::*;
 use seal::{Entry, IdKey, NODE_SIZE, NodeId, Opener, PackId, PackIndex, PackKind, is_zero};
+use std::time::{Duration, Instant};
 
 /// Objects that one thread checks with one opener: 4 MiB of plain bytes.
 const BATCH: usize = 64;
@@ -21,6 +22,10 @@ pub struct PackReceipt {
     pub blocks: u64,
     /// Tree nodes in the pack.
     pub nodes: u64,
+    /// How long checking it took.
+    pub checked_in: Duration,
+    /// How long writing and syncing it took.
+    pub kept_in: Duration,
 }
 
 impl Store {
@@ -31,6 +36,7 @@ impl Store {
     /// [`Error::BadPack`] naming the first check that failed, [`Error::Full`], or what the file system
     /// says. The store is then as it was.
     pub fn add_pack(&self, id: PackId, bytes: &[u8]) -> Result<PackReceipt, Error> {
+        let began = Instant::now();
         let refused = |source| Error::BadPack { id, source };
         let found = PackId::of(bytes);
         if found != id {
@@ -43,12 +49,14 @@ impl Store {
             PackKind::Data => (count, 0),
             PackKind::Tree => (0, count),
         };
+        let checked_in = began.elapsed();
         let mut stored = ByteCount::new(0);
         if !self.packs.contains(id) {
             self.keep_pack(id, bytes, &index)?;
             stored = ByteCount::new(bytes.len() as u64);
         }
-        Ok(PackReceipt { stored, blocks, nodes })
+        let kept_in = began.elapsed().saturating_sub(checked_in);
+        Ok(PackReceipt { stored, blocks, nodes, checked_in, kept_in })
     }
 }
 

@@ -71,6 +71,7 @@ fn done(disks: usize) -> JobDone {
         disk: None,
         disks: vec![DiskCounts::default(); disks],
         usage: Usage::default(),
+        passes: Vec::new(),
     }
 }
 
@@ -369,7 +370,7 @@ async fn garbage_gets_an_answer() {
     assert_eq!(code(abd.raw(Method::PUT, &path, "x".into()).await), (400, "bad-message".into()));
     let many = KnownQuestion { ids: vec![seal::BlockId::from_bytes([1; 32]); MAX_KNOWN_IDS + 1] };
     assert_eq!(code(abd.ask::<_, KnownAnswer>(PATH_KNOWN, &many).await).1, "bad-message");
-    assert_eq!(code(abd.raw(Method::POST, PATH_KNOWN, vec![0; 300 << 10].into()).await).0, 413);
+    assert_eq!(code(abd.raw(Method::POST, PATH_KNOWN, vec![0; 600 << 10].into()).await).0, 413);
     let mut events = 0;
     job.close();
     while job.events().recv().await.is_some() {

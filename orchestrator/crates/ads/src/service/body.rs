@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Largest question: 1024 ids of 32 bytes, or the counts of 250 disks, are far below.
-pub(super) const MAX_QUESTION: usize = 256 << 10;
+/// Largest question: the last words about 250 disks, each with the accounts of two passes (of some 500 bytes), are below.
+pub(super) const MAX_QUESTION: usize = 512 << 10;
 /// Packs in memory are counted in these.
 pub(super) const INGEST_UNIT: u64 = 1 << 20;
 /// Units of the largest pack.

@@ -7,17 +7,19 @@ use blocks::BlockIndex;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use pin::Fingerprint;
 use seal::{MAX_PACK_SIZE, PackId, Tree};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wire::{
     BitmapQuestion, BlocksQuestion, Claim, DiskAnswer, DiskDone, Failure, JobDone, KnownAnswer,
     KnownQuestion, MAX_BLOCKS, MAX_KNOWN_IDS, MAX_NODES, NodeBytes, NodesAnswer, NodesQuestion,
-    PROTOCOL_VERSION, PackAnswer, Progress, ProgressAnswer,
+    PROTOCOL_VERSION, PackAnswer, Progress, ProgressAnswer, Spent,
 };
 
 /// A call that is not answered with what it asked for.
@@ -63,12 +65,33 @@ impl From<wire::Error> for Refusal {
     }
 }
 
+/// Where the time of one call goes.
+struct Clock {
+    since: Instant,
+    spent: Spent,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { since: Instant::now(), spent: Spent::default() }
+    }
+
+    /// How much has passed since the last question.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        let lap = now.duration_since(self.since);
+        self.since = now;
+        lap
+    }
+}
+
 /// Answers one call.
 pub(super) async fn answer(
     shared: Arc<Shared>,
     peer: Fingerprint,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let mut clock = Clock::start();
     let (head, mut body) = request.into_parts();
     let mut drained = MAX_PACK_SIZE;
     let outcome = match shared.registry.access(peer) {
@@ -80,7 +103,7 @@ pub(super) async fn answer(
         Access::Over => Err(Refusal::over()),
         Access::Open(session) => {
             session.touch();
-            let outcome = route(&shared, &session, &head, &mut body).await;
+            let outcome = route(&shared, &session, &head, &mut body, &mut clock).await;
             session.touch();
             if let Err(Refusal { failure, .. }) = &outcome {
                 session.refused(&failure.code, &failure.message);
@@ -97,6 +120,9 @@ pub(super) async fn answer(
     };
     let mut response = Response::new(Full::new(answer));
     *response.status_mut() = status;
+    if let Ok(value) = HeaderValue::try_from(clock.spent.to_header()) {
+        response.headers_mut().insert(wire::HEADER_SPENT, value);
+    }
     Ok(response)
 }
 
@@ -105,26 +131,35 @@ async fn route(
     session: &Arc<Session>,
     head: &Parts,
     body: &mut Incoming,
+    clock: &mut Clock,
 ) -> Result<Bytes, Refusal> {
     let path = head.uri.path();
     if let Some(id) = path.strip_prefix(wire::PATH_PACKS) {
         expect_method(head, &Method::PUT)?;
-        return put_pack(shared, session, id, body).await;
+        return put_pack(shared, session, id, body, clock).await;
     }
     expect_method(head, &Method::POST)?;
     let body = body::read(body, body::MAX_QUESTION, shared.limits.stall, Vec::new()).await?;
+    clock.spent.receive = clock.lap();
+    let answer = ask(shared, session, path, &body).await;
+    clock.spent.work = clock.lap();
+    answer
+}
+
+/// The calls that only ask or tell.
+async fn ask(shared: &Shared, session: &Arc<Session>, path: &str, body: &[u8]) -> Result<Bytes, Refusal> {
     if path == wire::PATH_CLAIM {
-        return claim(session, &body);
+        return claim(session, body);
     }
     expect_claimed(session)?;
     match path {
-        wire::PATH_BITMAP => bitmap(session, &wire::decode(&body)?),
-        wire::PATH_KNOWN => known(shared, session, &wire::decode(&body)?),
-        wire::PATH_NODES => nodes(shared, session, wire::decode(&body)?).await,
-        wire::PATH_BLOCKS => blocks(shared, session, wire::decode(&body)?).await,
-        wire::PATH_DISK_DONE => disk_done(shared, session, wire::decode(&body)?).await,
-        wire::PATH_PROGRESS => progress(session, wire::decode(&body)?),
-        wire::PATH_JOB_DONE => job_done(session, wire::decode(&body)?),
+        wire::PATH_BITMAP => bitmap(session, &wire::decode(body)?),
+        wire::PATH_KNOWN => known(shared, session, &wire::decode(body)?),
+        wire::PATH_NODES => nodes(shared, session, wire::decode(body)?).await,
+        wire::PATH_BLOCKS => blocks(shared, session, wire::decode(body)?).await,
+        wire::PATH_DISK_DONE => disk_done(shared, session, wire::decode(body)?).await,
+        wire::PATH_PROGRESS => progress(session, wire::decode(body)?),
+        wire::PATH_JOB_DONE => job_done(session, wire::decode(body)?),
         _ => {
             let path: String = path.chars().take(80).collect();
             Err(Refusal::new(StatusCode::NOT_FOUND, "bad-message", format!("there is no call {path}")))
@@ -229,6 +264,7 @@ async fn put_pack(
     session: &Arc<Session>,
     id: &str,
     body: &mut Incoming,
+    clock: &mut Clock,
 ) -> Result<Bytes, Refusal> {
     expect_claimed(session)?;
     expect_backup(session)?;
@@ -240,15 +276,22 @@ async fn put_pack(
     if session.is_closed() {
         return Err(Refusal::over());
     }
+    clock.spent.wait = clock.lap();
     let bytes = body::read(body, size, shared.limits.stall, shared.kept.take()).await?;
+    clock.spent.receive = clock.lap();
     let (store, kept) = (shared.store.clone(), shared.kept.clone());
-    blocking((turn, memory), move || {
+    let work = move || {
         let receipt = store.add_pack(id, &bytes);
         kept.give(bytes);
-        let receipt = receipt?;
-        Ok(wire::encode(&PackAnswer { stored: receipt.stored }).into())
-    })
-    .await
+        Ok(receipt?)
+    };
+    let receipt = blocking((turn, memory), work).await?;
+    clock.spent.work = receipt.checked_in;
+    clock.spent.write = receipt.kept_in;
+    // For a thread to do it, and for this task to go on.
+    let waited = clock.lap().saturating_sub(receipt.checked_in).saturating_sub(receipt.kept_in);
+    clock.spent.wait = clock.spent.wait.saturating_add(waited);
+    Ok(wire::encode(&PackAnswer { stored: receipt.stored }).into())
 }
 
 async fn disk_done(shared: &Shared, session: &Arc<Session>, done: DiskDone) -> Result<Bytes, Refusal> {
@@ -343,10 +386,10 @@ async fn permit(semaphore: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphore
 
 /// Runs work of the store off the runtime. The permits go along: a caller who goes away in the middle does
 /// not make room for another while his work still runs.
-async fn blocking<P: Send + 'static>(
+async fn blocking<P: Send + 'static, T: Send + 'static>(
     permits: P,
-    work: impl FnOnce() -> Result<Bytes, Refusal> + Send + 'static,
-) -> Result<Bytes, Refusal> {
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     let work = tokio::task::spawn_blocking(move || {
         let outcome = work();
         drop(permits);

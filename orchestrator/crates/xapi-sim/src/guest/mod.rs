@@ -24,6 +24,7 @@ mod xenstore;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,6 +54,8 @@ pub enum Engine {
     Process {
         /// The simulator's own program, which is a delegate when called as [`DELEGATE_SUBCOMMAND`].
         program: PathBuf,
+        /// Bytes per second that its network lets through, in both directions together; no limit where absent.
+        network_rate: Option<NonZeroU64>,
     },
 }
 
@@ -237,8 +240,9 @@ pub async fn start(config: GuestConfig, events: mpsc::Sender<GuestEvent>) -> Res
             let nics = config.nics.iter().map(qemu::nic_name).collect();
             (started.pid, started.kill, started.has_ended, Reins::Qemu { qmp: started.qmp, nics })
         }
-        Engine::Process { program } => {
-            let started = delegate::start(&config, program, Arc::clone(&store), events).await?;
+        Engine::Process { program, network_rate } => {
+            let started =
+                delegate::start(&config, program, *network_rate, Arc::clone(&store), events).await?;
             (started.pid, started.kill, started.has_ended, Reins::Process { signals: started.signals })
         }
     };

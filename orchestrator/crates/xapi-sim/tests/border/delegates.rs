@@ -90,7 +90,7 @@ fn backup() -> Work {
 }
 
 fn lab() -> Lab {
-    Lab::with(|config| config.delegates = Engine::Process { program: PROGRAM.into() })
+    Lab::with(|config| config.delegates = Engine::Process { program: PROGRAM.into(), network_rate: None })
 }
 
 /// A VM as a clone of the appliance's template is, with one more disk at position 4.

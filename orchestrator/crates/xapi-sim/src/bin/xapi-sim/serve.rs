@@ -1,6 +1,7 @@
 //! `xapi-sim serve`.
 
 use clap::{Args, ValueEnum};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,6 +58,9 @@ pub(crate) struct ServeArgs {
     /// What runs clones of the appliance's template.
     #[arg(long, value_enum, default_value_t = Delegates::Qemu)]
     delegates: Delegates,
+    /// Bytes per second that the network of each delegate that is a process lets through, in both directions together.
+    #[arg(long, value_name = "BYTES")]
+    delegate_network_rate: Option<NonZeroU64>,
     /// Log what every disk holds at each snapshot of a VM.
     #[arg(long)]
     snapshot_digests: bool,
@@ -116,7 +120,7 @@ impl ServeArgs {
                 path: PathBuf::from("this program"),
                 source,
             })?;
-            config.delegates = Engine::Process { program };
+            config.delegates = Engine::Process { program, network_rate: self.delegate_network_rate };
         }
         config.snapshot_digests = self.snapshot_digests;
         config.step = self.step;

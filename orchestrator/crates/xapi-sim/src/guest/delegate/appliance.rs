@@ -109,8 +109,8 @@ impl Delegate {
         reporter.address(&[OWN_ADDRESS]);
         guest_agent::addresses(&store, 0, &[OWN_ADDRESS])?;
         reporter.state(State::Network);
-        let outside = Surroundings { machine, began, reporter, life, link: link.clone() };
-        work(&config, &identity, link, outside)
+        let outside = Surroundings { machine, began, reporter, life, link };
+        work(&config, &identity, outside)
     }
 }
 
@@ -118,16 +118,12 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| worker::Error::Start { what, source }.into()
 }
 
-fn work(
-    config: &BootConfig,
-    identity: &Identity,
-    link: watch::Receiver<bool>,
-    outside: Surroundings,
-) -> Result<(), Error> {
+fn work(config: &BootConfig, identity: &Identity, outside: Surroundings) -> Result<(), Error> {
     let targets: Vec<SocketAddr> = config.urls.iter().copied().map(on_this_machine).collect();
     let assignment = Assignment {
         job: config.job.clone(),
-        addresses: cable::lay(&targets, link).map_err(start_error("cable"))?,
+        addresses: cable::lay(&targets, outside.link.clone(), outside.machine.network_rate)
+            .map_err(start_error("cable"))?,
         orchestrator_key: config.orchestrator_key,
     };
     Ok(perform(&assignment, identity, Arc::new(outside))?)

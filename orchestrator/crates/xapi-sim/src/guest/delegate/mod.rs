@@ -25,6 +25,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ struct Machine {
     memory: u64,
     disks: Vec<MachineDisk>,
     has_nic: bool,
+    network_rate: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +74,7 @@ pub(super) struct Started {
 pub(super) async fn start(
     config: &GuestConfig,
     program: &Path,
+    network_rate: Option<NonZeroU64>,
     store: Arc<Shared>,
     events: mpsc::Sender<GuestEvent>,
 ) -> Result<Started, GuestError> {
@@ -100,6 +103,7 @@ pub(super) async fn start(
             })
             .collect(),
         has_nic: !config.nics.is_empty(),
+        network_rate,
     };
     let machine = serde_json::to_string(&machine).expect("paths were checked to be text");
 
