@@ -16,4 +16,5 @@ mod pools;
 mod preflight;
 mod release;
 mod signing;
+mod slow_disks;
 mod soak;

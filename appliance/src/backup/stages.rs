@@ -79,7 +79,9 @@ pub(super) fn read(
     loop {
         while let Some(filled) = engine.next(&mut plan) {
             run.check()?;
-            chunks.send(filled.map_err(&unreadable)?).map_err(|_| Error::Aborted)?;
+            let filled = filled.map_err(&unreadable)?;
+            plan.observe(&filled);
+            chunks.send(filled).map_err(|_| Error::Aborted)?;
         }
         let Some(pause) = plan.pause() else { return Ok(()) };
         rest(run, pause)?;

@@ -94,6 +94,7 @@ impl Job<'_> {
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
                 bad: done.bad.clone(),
+                pacing: done.pacing,
             });
             rotations.push(Rotation {
                 vdi: source.snapshot_uuid.clone(),

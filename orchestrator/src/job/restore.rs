@@ -172,6 +172,7 @@ impl Job<'_> {
                 tree_id: answer.tree.to_string(),
                 counts: done.counts,
                 bad: target.disk.bad,
+                pacing: done.pacing,
             })
             .collect();
         let summary = JobSummary {
