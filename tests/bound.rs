@@ -71,7 +71,7 @@ fn a_slow_disk_is_named_and_the_quick_one_beside_it_is_not() {
     lab.write(&vm.vdis[0], 0, &noise(1, 2 << 20));
     lab.write(&vm.vdis[1], 0, &noise(2, 1 << 20));
     // Eight reads of 256 KiB.
-    lab.post(&format!("/lab/vdi/{}/surface", vm.vdis[0]), Some(&json!({"answer_ms": 200})));
+    lab.post(&format!("/lab/vdi/{}/surface", vm.vdis[0]), Some(&json!({"service_us": 200_000})));
     let run = lab.backup(&[&vm]).ok();
     let disks = run.job("web01")["disks"].as_array().expect("a list");
     let bound = |disk: usize| disks[disk]["path"]["bound_by"].clone();

@@ -17,4 +17,5 @@ mod pools;
 mod preflight;
 mod release;
 mod signing;
+mod slow_disks;
 mod soak;

@@ -205,6 +205,9 @@ impl Subject {
                     stored: disk.counts.sealed.get(),
                     bad: disk.bad.bytes.get(),
                     bad_ranges: disk.bad.count,
+                    reading_ms: disk.pacing.reading_ms,
+                    limited_ms: disk.pacing.limited_ms,
+                    throttled_ms: disk.pacing.throttled_ms,
                 })
                 .collect();
         }

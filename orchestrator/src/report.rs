@@ -191,6 +191,8 @@ pub struct DiskSummary {
     /// What could not be read, and is zeros in the restore point.
     #[serde(skip_serializing_if = "wire::BadRanges::is_empty")]
     pub bad: wire::BadRanges,
+    /// How fast it was read, and what held the delegate back.
+    pub pacing: wire::Pacing,
 }
 
 impl JobSummary {
@@ -410,6 +412,9 @@ fn summary_text(summary: &JobSummary) -> String {
             format!("{}: {} written to VDI {}", disk.name, counts.moved, disk.vdi)
         };
         text.push_str(&format!("\n{:20} {line}", ""));
+        if disk.pacing.is_held_back() {
+            text.push_str(&format!("\n{:20} {}: {}", "", disk.name, disk.pacing));
+        }
         if !disk.bad.is_empty() {
             text.push_str(&format!(
                 "\n{:20} {}: COULD NOT BE READ: {}; zeros instead",

@@ -49,13 +49,16 @@ impl PublicKey {
     /// # Errors
     /// [`Kind::Usage`] where it is neither.
     pub fn read(file_or_text: &str) -> Result<Self> {
-        match std::fs::read_to_string(file_or_text) {
-            Ok(text) => parse(&text, &format!("in {file_or_text}")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !file_or_text.contains('/') => {
-                parse(file_or_text, "that was given, which is no file either,")
-            }
-            Err(error) => Err(file_error(Kind::Usage, Path::new(file_or_text), "read", error)),
+        // A key's text may well contain a slash, and no file is called like one.
+        if let Ok(key) = minisign::PublicKey::from_base64(file_or_text.trim()) {
+            return Ok(Self(key));
         }
+        let path = Path::new(file_or_text);
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let error = file_error(Kind::Usage, path, "read", error);
+            error.remedy("give the file that `abd template key` made, or the text in its last line")
+        })?;
+        parse(&text, &format!("in {file_or_text}"))
     }
 
     /// Its id, as `minisign` shows it.

@@ -50,8 +50,12 @@ impl DiskBackup<'_> {
                 self.pass(carry, &device, &scope)?.expect("without a sample nothing is in doubt")
             }
         };
-        let done =
-            DiskDone { disk: self.index, size: tree.size, root: tree.root, counts: self.counts(), bad };
+        let pacing = carry.pace.take_account();
+        if pacing.is_held_back() {
+            run.outside.line(&format!("disk {}: {pacing}", device.name));
+        }
+        let (counts, root) = (self.counts(), tree.root);
+        let done = DiskDone { disk: self.index, size: tree.size, root, counts, bad, pacing };
         let answer: DiskAnswer =
             run.ledger.ask(|| run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long))?;
         drop(account);
@@ -116,7 +120,9 @@ impl DiskBackup<'_> {
         let source = Source::open(&device.node, &device.name).map_err(|source| self.unreadable(source))?;
         let choice = if run.outside.may_use_io_uring() { Choice::Best } else { Choice::Pread };
         let give_up = self.skip_bad_blocks.then(|| diskio::bad_limit(size));
-        let mut care = Care::new(|pause| rest(run, pause).is_ok()).giving_up(give_up);
+        let mut care = Care::new(|pause| rest(run, pause).is_ok())
+            .giving_up(give_up)
+            .with_clock(|| run.outside.uptime());
         if let Some(seam) = run.outside.seam(self.disk.userdevice) {
             care = care.with_seam(seam);
         }

@@ -6,7 +6,7 @@
 //! read (1, io_uring) → zero test and id (n) → judge (1) → known? (1) → seal (n) → pack and send (1)
 //!                                               └ tree nodes, sent after the blocks below them
 //! ```
-//! Promises: reads exactly the planned blocks, once, no faster than the order allows; compares what an audit sampled
+//! Promises: reads exactly the planned blocks, once, no faster than the order and, where it says so, the latency of the disk allow; compares what an audit sampled
 //! with the base, and reads the whole disk where that is not as it was said to be; what cannot be read ends the job, or
 //! is zeros in the tree and stands in the disk's report; a tree node leaves this machine only after every block below it
 //! was acknowledged as durable. Never: writes to a disk.
@@ -17,6 +17,7 @@ mod pace;
 mod packer;
 mod recent;
 mod stages;
+mod throttle;
 
 use crate::worker::{Error, Run};
 use blocks::ByteCount;
@@ -42,6 +43,7 @@ pub(crate) fn run(
     run: &Run,
     level: i32,
     rate_limit: Option<ByteCount>,
+    throttle: Option<wire::Throttle>,
     skip_bad_blocks: bool,
     disks: &[BackupDisk],
 ) -> Result<(), Error> {
@@ -51,7 +53,7 @@ pub(crate) fn run(
         recent: Recent::new(budget.remembered_ids),
         spare: Vec::new(),
         around: Around::default(),
-        pace: Pace::new(rate_limit),
+        pace: Pace::new(rate_limit, throttle),
     };
     for (disk, index) in disks.iter().zip(0..) {
         DiskBackup { run, level, index, disk, skip_bad_blocks }.run(&mut carry)?;

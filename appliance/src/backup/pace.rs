@@ -1,29 +1,34 @@
-//! The reading rate: a token bucket that all reads of an order share.
+//! The reading rate: token buckets that all reads of an order share, one for the fixed limit and one for the adaptive
+//! rate. A read starts when both allow it, so the lower rate wins.
 //!
-//! It holds one second's worth, and starts full. A read may start while the bucket is not in debt, and is then paid
-//! for in full, however large: so in any `t` seconds at most `t + 1` seconds' worth and one read are begun, and the
-//! rate holds in the long run. The clock comes in as an argument.
+//! A bucket starts full. A read may start while it is not in debt, and is then paid for in full, however large: so of
+//! the fixed limit in any `t` seconds at most `t + 1` seconds' worth and one read are begun, and the rate holds in the long
+//! run. The adaptive rate has a small bucket: a burst is what it is there to prevent. The clock comes in as an argument.
 
+use super::throttle::{Sample, Throttle};
 use blocks::{ByteCount, Read};
+use diskio::Filled;
 use std::iter::Peekable;
 use std::time::Duration;
+use wire::Pacing;
 
-/// What the bucket holds.
+/// What the bucket of the fixed limit holds.
 const BURST: Duration = Duration::from_secs(1);
+/// And that of the adaptive rate: a few reads, and the jitter of whoever sleeps.
+const SMALL_BURST: Duration = Duration::from_millis(50);
 
-/// The bucket.
+/// Tokens of a rate that may change.
 #[derive(Debug)]
-pub(super) struct Pace {
-    /// Bytes per second; none is no limit.
-    rate: Option<ByteCount>,
+struct Bucket {
+    /// What it holds when full.
+    burst: Duration,
     /// Up to this moment everything is paid for. Before now, what lies between are tokens; after, debt.
     paid_until: Duration,
 }
 
-impl Pace {
-    /// A rate of `None` or 0 is no limit.
-    pub(super) fn new(rate: Option<ByteCount>) -> Self {
-        Self { rate: rate.filter(|rate| rate.get() > 0), paid_until: Duration::ZERO }
+impl Bucket {
+    fn new(burst: Duration) -> Self {
+        Self { burst, paid_until: Duration::ZERO }
     }
 
     /// How long until a read may start.
@@ -32,11 +37,98 @@ impl Pace {
     }
 
     /// Takes the tokens of a read that starts now.
-    fn pay(&mut self, size: ByteCount, now: Duration) {
-        let Some(rate) = self.rate else { return };
-        let nanoseconds = (u128::from(size.get()) * 1_000_000_000).div_ceil(u128::from(rate.get()));
+    fn pay(&mut self, size: ByteCount, rate: ByteCount, now: Duration) {
+        let nanoseconds = (u128::from(size.get()) * 1_000_000_000).div_ceil(u128::from(rate.get().max(1)));
         let price = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-        self.paid_until = self.paid_until.max(now.saturating_sub(BURST)).saturating_add(price);
+        self.paid_until = self.paid_until.max(now.saturating_sub(self.burst)).saturating_add(price);
+    }
+}
+
+/// The rates of an order.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// The fixed limit in bytes per second.
+    limit: Option<(ByteCount, Bucket)>,
+    /// The adaptive rate.
+    throttle: Option<(Throttle, Bucket)>,
+    /// Since when a read is held back, for how long that was necessary, and whether by the adaptive rate.
+    held: Option<(Duration, Duration, bool)>,
+    /// Held back by the fixed limit, and by the adaptive rate.
+    limited: Duration,
+    throttled: Duration,
+    /// First and last sign of reading.
+    span: Option<(Duration, Duration)>,
+}
+
+impl Pace {
+    /// A limit of `None` or 0 is none.
+    pub(super) fn new(limit: Option<ByteCount>, throttle: Option<wire::Throttle>) -> Self {
+        let limit = limit.filter(|rate| rate.get() > 0).map(|rate| (rate, Bucket::new(BURST)));
+        let throttle = throttle.map(|throttle| {
+            let target = Duration::from_millis(u64::from(throttle.latency_ms));
+            (Throttle::new(target, throttle.floor), Bucket::new(SMALL_BURST))
+        });
+        Self { limit, throttle, held: None, limited: Duration::ZERO, throttled: Duration::ZERO, span: None }
+    }
+
+    /// How long until a read may start, and whether it is the adaptive rate that makes it wait.
+    fn wait(&self, now: Duration) -> (Duration, bool) {
+        let limit = self.limit.as_ref().map_or(Duration::ZERO, |(_, bucket)| bucket.wait(now));
+        let throttle = self.throttle.as_ref().map_or(Duration::ZERO, |(_, bucket)| bucket.wait(now));
+        (limit.max(throttle), throttle > limit)
+    }
+
+    /// Whether a read may start now; notes since when not.
+    fn may_start(&mut self, now: Duration) -> bool {
+        let (wait, by_throttle) = self.wait(now);
+        if !wait.is_zero() {
+            self.held.get_or_insert((now, wait, by_throttle));
+            return false;
+        }
+        if let Some((since, wait, by_throttle)) = self.held.take() {
+            // Whoever came back later than necessary was busy with something else.
+            let held = wait.min(now.saturating_sub(since));
+            let sum = if by_throttle { &mut self.throttled } else { &mut self.limited };
+            *sum = sum.saturating_add(held);
+        }
+        true
+    }
+
+    fn pay(&mut self, size: ByteCount, now: Duration) {
+        self.span.get_or_insert((now, now));
+        if let Some((rate, bucket)) = &mut self.limit {
+            bucket.pay(size, *rate, now);
+        }
+        if let Some((throttle, bucket)) = &mut self.throttle {
+            bucket.pay(size, throttle.rate(), now);
+        }
+    }
+
+    /// Takes in a read that was answered by `now`.
+    fn observe(&mut self, filled: &Filled, now: Duration) {
+        if let Some((_, last)) = &mut self.span {
+            *last = now;
+        }
+        if let (Some((throttle, _)), Some(timing)) = (&mut self.throttle, filled.timing) {
+            let diskio::Timing { began, at_least, at_most } = timing;
+            throttle.observe(Sample { began, at_least, at_most, size: filled.read.size }, now);
+        }
+    }
+
+    /// What came of it since the last time this was asked. The rate itself goes on from disk to disk.
+    pub(super) fn take_account(&mut self) -> Pacing {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (first, last) = self.span.take().unwrap_or_default();
+        let throttle = self.throttle.as_mut().map(|(throttle, _)| throttle);
+        let throttled = throttle.map(Throttle::take_account).unwrap_or_default();
+        Pacing {
+            reading_ms: ms(last.saturating_sub(first)),
+            limited_ms: ms(std::mem::take(&mut self.limited)),
+            throttled_ms: ms(std::mem::take(&mut self.throttled)),
+            cuts: throttled.cuts,
+            lowest_rate: throttled.lowest,
+            peak_latency_us: throttled.peak.map(|peak| u64::try_from(peak.as_micros()).unwrap_or(u64::MAX)),
+        }
     }
 
     /// The reads of a plan, no faster than allowed by the clock `now`.
@@ -45,6 +137,9 @@ impl Pace {
         plan: I,
         now: C,
     ) -> Paced<'_, I, C> {
+        if let Some((throttle, _)) = &mut self.throttle {
+            throttle.start_anew();
+        }
         Paced { pace: self, plan: plan.peekable(), now }
     }
 }
@@ -59,7 +154,12 @@ pub(super) struct Paced<'p, I: Iterator<Item = Read>, C> {
 impl<I: Iterator<Item = Read>, C: Fn() -> Duration> Paced<'_, I, C> {
     /// How long the plan pauses; `None` at its end.
     pub(super) fn pause(&mut self) -> Option<Duration> {
-        self.plan.peek().map(|_| self.pace.wait((self.now)()))
+        self.plan.peek().map(|_| self.pace.wait((self.now)()).0)
+    }
+
+    /// Takes in a read that was answered.
+    pub(super) fn observe(&mut self, filled: &Filled) {
+        self.pace.observe(filled, (self.now)());
     }
 }
 
@@ -68,7 +168,8 @@ impl<I: Iterator<Item = Read>, C: Fn() -> Duration> Iterator for Paced<'_, I, C>
 
     fn next(&mut self) -> Option<Read> {
         let now = (self.now)();
-        if !self.pace.wait(now).is_zero() {
+        self.plan.peek()?;
+        if !self.pace.may_start(now) {
             return None;
         }
         let read = self.plan.next()?;
@@ -78,72 +179,5 @@ impl<I: Iterator<Item = Read>, C: Fn() -> Duration> Iterator for Paced<'_, I, C>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use blocks::{BLOCK_SIZE, ChangedBlocks, ReadPlan};
-    use proptest::prelude::*;
-    use std::cell::Cell;
-
-    /// Reads a whole disk at a rate, sleeping as told and in addition as `naps` say; gives the start and size of each
-    /// read in nanoseconds and bytes.
-    fn starts(rate: u64, disk: ByteCount, read_size: u64, naps: &[u64]) -> Vec<(u128, u64)> {
-        let changed = ChangedBlocks::all(disk).expect("small");
-        let clock = Cell::new(Duration::from_secs(5));
-        let mut pace = Pace::new(Some(ByteCount::new(rate)));
-        let mut plan = pace.slow(ReadPlan::new(&changed, disk, ByteCount::new(read_size)), || clock.get());
-        let mut naps = naps.iter();
-        let mut found = Vec::new();
-        while let Some(pause) = plan.pause() {
-            clock.set(clock.get() + pause);
-            found.extend(plan.next().map(|read| (clock.get().as_nanos(), read.size.get())));
-            clock.set(clock.get() + Duration::from_millis(naps.next().copied().unwrap_or(0)));
-        }
-        found
-    }
-
-    #[test]
-    fn a_disk_takes_its_size_by_the_rate_less_the_first_second() {
-        let mib = 1 << 20;
-        let found = starts(mib, ByteCount::new(20 * mib), mib / 4, &[]);
-        assert_eq!(found.len(), 80);
-        // The first 4 are the full bucket; the 80th starts when the 79 before it are paid for.
-        let took = found[79].0 - found[0].0;
-        assert_eq!(took, 75 * 250_000_000);
-    }
-
-    #[test]
-    fn no_rate_and_a_rate_of_0_are_no_limit() {
-        for rate in [None, Some(ByteCount::new(0))] {
-            let mut pace = Pace::new(rate);
-            pace.pay(ByteCount::new(u64::MAX), Duration::ZERO);
-            assert_eq!(pace.wait(Duration::ZERO), Duration::ZERO);
-        }
-    }
-
-    proptest! {
-        /// In no window more than its length and a second are read, and one read; and whatever the pauses, the reading
-        /// never falls behind what is allowed by more than the pauses themselves.
-        #[test]
-        fn no_window_has_more_than_its_share_and_nothing_is_lost(
-            rate in BLOCK_SIZE..8 << 20,
-            size in 1u64..200 * BLOCK_SIZE,
-            read_blocks in 1u64..5,
-            naps in proptest::collection::vec(0u64..3000, 0..40),
-        ) {
-            let found = starts(rate, ByteCount::new(size), read_blocks * BLOCK_SIZE, &naps);
-            prop_assert_eq!(found.iter().map(|(_, size)| size).sum::<u64>(), size);
-            for first in 0..found.len() {
-                let mut bytes = 0;
-                for (at, size) in &found[first..] {
-                    bytes += size;
-                    let allowed = u128::from(rate) * (at - found[first].0 + 1_000_000_000) / 1_000_000_000;
-                    prop_assert!(u128::from(bytes) <= allowed + u128::from(read_blocks * BLOCK_SIZE));
-                }
-            }
-            let took = found[found.len() - 1].0 - found[0].0;
-            let slowest = u128::from(size) * 1_000_000_000 / u128::from(rate)
-                + u128::from(naps.iter().sum::<u64>()) * 1_000_000 + found.len() as u128;
-            prop_assert!(took <= slowest, "{} over {}", took, slowest);
-        }
-    }
-}
+#[path = "pace_tests.rs"]
+mod tests;

@@ -83,8 +83,10 @@ pub(super) fn read(
     // Buffers that are all in use are a wait for those behind the reader, and no reading.
     let mut waited = pool.waited();
     loop {
-        let mut reads = std::iter::from_fn(|| plan.next().inspect(|_| under_way.set(under_way.get() + 1)));
-        while let Some(filled) = engine.next(&mut reads) {
+        // The plan is told of each read, so it is lent for one at a time.
+        while let Some(filled) = engine
+            .next(&mut std::iter::from_fn(|| plan.next().inspect(|_| under_way.set(under_way.get() + 1))))
+        {
             let waited_before = std::mem::replace(&mut waited, pool.waited());
             meter.busy_but_blocked(waited.saturating_sub(waited_before));
             run.check()?;
@@ -92,6 +94,7 @@ pub(super) fn read(
             meter.count(filled.buffer.len());
             meter.depth(under_way.get());
             under_way.set(under_way.get().saturating_sub(1));
+            plan.observe(&filled);
             meter.put(chunks, filled).map_err(|_| Error::Aborted)?;
         }
         meter.busy();

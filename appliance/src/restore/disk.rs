@@ -47,6 +47,7 @@ pub(super) fn restore(run: &Run, index: u16, disk: &RestoreDisk) -> Result<(), E
         root: disk.root,
         counts: run.counts()[usize::from(index)],
         bad: wire::BadRanges::default(),
+        pacing: wire::Pacing::default(),
     };
     let _: DiskAnswer = run.ledger.ask(|| run.link.ask_patiently(PATH_DISK_DONE, &done, Patience::Long))?;
     drop(account);

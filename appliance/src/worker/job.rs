@@ -162,8 +162,8 @@ impl Conductor {
                 .spawn_scoped(scope, move || report(run, every, &wait))
                 .map_err(|source| Error::Start { what: "progress report", source })?;
             let outcome = match &order.work {
-                Work::Backup { level, rate_limit, skip_bad_blocks, disks, .. } => {
-                    backup::run(run, i32::from(*level), *rate_limit, *skip_bad_blocks, disks)
+                Work::Backup { level, rate_limit, throttle, skip_bad_blocks, disks, .. } => {
+                    backup::run(run, i32::from(*level), *rate_limit, *throttle, *skip_bad_blocks, disks)
                 }
                 Work::Restore { disks } => restore::run(run, disks),
             };

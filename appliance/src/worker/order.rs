@@ -26,7 +26,7 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
         return Err(refused(format!("progress every {} ms is not sensible", order.progress_ms)));
     }
     match &order.work {
-        Work::Backup { level, pack_size, rate_limit, skip_bad_blocks: _, disks } => {
+        Work::Backup { level, pack_size, rate_limit, throttle, skip_bad_blocks: _, disks } => {
             if *level > MAX_LEVEL {
                 return Err(refused(format!("zstd level {level} needs more memory than there is")));
             }
@@ -35,6 +35,9 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
             }
             if let Some(rate) = rate_limit.filter(|rate| rate.get() > 0 && *rate < MIN_RATE_LIMIT) {
                 return Err(refused(format!("{rate} per second is less than {MIN_RATE_LIMIT}, the least")));
+            }
+            if let Some(fault) = throttle.as_ref().and_then(wire::Throttle::fault) {
+                return Err(refused(fault.to_owned()));
             }
             if let Some((disk, fault)) = disks.iter().find_map(|disk| Some((disk, disk.audit_fault()?))) {
                 return Err(refused(format!("the disk at userdevice {} has {fault}", disk.userdevice)));
@@ -129,7 +132,8 @@ mod tests {
         let backup = |pack_size, rate_limit: Option<u64>, disk: &BackupDisk| {
             let rate_limit = rate_limit.map(ByteCount::new);
             let disks = vec![disk.clone()];
-            let work = Work::Backup { level: 1, pack_size, rate_limit, skip_bad_blocks: false, disks };
+            let (throttle, skip_bad_blocks) = (None, false);
+            let work = Work::Backup { level: 1, pack_size, rate_limit, throttle, skip_bad_blocks, disks };
             check(&Order { work, ..order(&[(4, 512)]) }, "a").map_err(|error| error.to_string())
         };
         let packs = 1 << 20;

@@ -189,7 +189,14 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
     let map = bitmap(size_of(&path), &written);
     let disks =
         vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Allocated, audit: None }];
-    let work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, skip_bad_blocks: false, disks };
+    let work = Work::Backup {
+        level: 1,
+        pack_size: 1 << 20,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks: false,
+        disks,
+    };
     let ended = lab.run(work, vec![Some(map.to_xapi())], Machine::new([(4, path.as_path())]));
     ended.outcome.expect("backup");
     let counts = ended.done.expect("done").disks[0];

@@ -17,7 +17,14 @@ fn back_up(lab: &Lab, paths: [&Path; 2], bad: &[(u64, u64)], skip_bad_blocks: bo
     let disk =
         |userdevice, path| BackupDisk { userdevice, size: size_of(path), start: Start::Nothing, audit: None };
     let disks = vec![disk(4, paths[0]), disk(5, paths[1])];
-    let work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, skip_bad_blocks, disks };
+    let work = Work::Backup {
+        level: 1,
+        pack_size: 1 << 20,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks,
+        disks,
+    };
     lab.run(work, vec![None, None], machine(paths, bad, io_uring))
 }
 
@@ -90,7 +97,14 @@ fn a_sampled_block_that_cannot_be_read_is_no_alarm_and_stays_as_the_base_has_it(
         start: Start::Changed { base },
         audit: Some(audit),
     }];
-    let work = Work::Backup { level: 1, pack_size: 1 << 20, rate_limit: None, skip_bad_blocks: true, disks };
+    let work = Work::Backup {
+        level: 1,
+        pack_size: 1 << 20,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks: true,
+        disks,
+    };
     let machine = machine([path.as_path(); 2], &[(20 * BLOCK_SIZE, UNIT)], true);
     let ended = lab.run(work, vec![Some(ChangedBlocks::to_xapi(&map))], machine);
     ended.outcome.expect("no alarm");

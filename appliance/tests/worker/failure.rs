@@ -205,8 +205,9 @@ fn a_disk_that_shrinks_under_the_backup_is_a_read_error_and_seals_nothing() {
         abd_appliance::worker::perform(&lab.assignment(&job), &identity, machine).expect_err("shrank");
     assert_eq!(error.code(), "read-error");
     let heard = lab.finish(handle);
-    let failure = heard.done.expect("told").outcome.expect_err("failed");
-    assert_eq!(failure.code, "read-error");
+    let done = heard.done.expect("told");
+    let failure = done.outcome.expect_err("failed");
+    assert_eq!((failure.code.as_str(), done.disk), ("read-error", Some(0)));
     assert!(failure.message.contains("it shrank while it was read"), "{failure}");
     assert!(heard.trees.is_empty());
 }

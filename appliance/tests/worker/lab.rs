@@ -324,7 +324,14 @@ impl Outside for Machine {
 }
 
 pub(crate) fn backup(disks: Vec<BackupDisk>) -> Work {
-    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, skip_bad_blocks: false, disks }
+    Work::Backup {
+        level: 1,
+        pack_size: 16 << 20,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks: false,
+        disks,
+    }
 }
 
 pub(crate) fn size_of(path: &Path) -> ByteCount {

@@ -14,6 +14,7 @@ fn work(disks: Vec<BackupDisk>, rate_limit: u64) -> Work {
         level: 1,
         pack_size: 1 << 20,
         rate_limit: Some(ByteCount::new(rate_limit)),
+        throttle: None,
         skip_bad_blocks: false,
         disks,
     }

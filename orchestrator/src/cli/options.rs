@@ -2,6 +2,7 @@
 
 use crate::spec::{
     self, CbtMode, CoalescePolicy, DelegateOptions, DiskFilter, JobOptions, Limits, RunOptions,
+    ThrottleOptions,
 };
 use blocks::ByteCount;
 use clap::Args;
@@ -87,6 +88,12 @@ pub(super) struct JobArgs {
     /// Most that one delegate reads from its disks, such as 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = spec::parse_rate)]
     rate_limit: Option<ByteCount>,
+    /// Read less while reads of the VM's disks take longer than this, down to --throttle-floor: production goes first.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    throttle_latency: Option<u32>,
+    /// Least that is read all the same, with --throttle-latency here or in the job file [default: 4MiB/s].
+    #[arg(long, value_name = "RATE", value_parser = spec::parse_rate)]
+    throttle_floor: Option<ByteCount>,
     /// Go on without parts of a disk that cannot be read, as far as they are few: zeros are saved there, every listing
     /// says so, and the exit code is 15.
     #[arg(long)]
@@ -129,6 +136,13 @@ impl JobArgs {
         options.quiesce |= self.quiesce;
         options.checkpoint |= self.checkpoint;
         options.rate_limit = self.rate_limit.or(options.rate_limit);
+        if let Some(latency_ms) = self.throttle_latency {
+            let before = options.throttle.unwrap_or(ThrottleOptions::with_latency_ms(latency_ms));
+            options.throttle = Some(ThrottleOptions { latency_ms, ..before });
+        }
+        if let (Some(throttle), Some(floor)) = (&mut options.throttle, self.throttle_floor) {
+            throttle.floor = floor;
+        }
         options.skip_bad_blocks |= self.skip_bad_blocks;
         put(&mut options.coalesce, self.coalesce);
         if let Some(limit) = self.coalesce_limit {
@@ -241,7 +255,7 @@ mod tests {
     #[test]
     fn what_is_said_goes_before_the_file() {
         let options = options(
-            "--cbt off --level -3 --audit-percent 1.5 --exclude-disk tag:scratch --exclude-disk #3 --rate-limit 5MiB/s \
+            "--cbt off --level -3 --audit-percent 1.5 --exclude-disk tag:scratch --exclude-disk #3 --rate-limit 5MiB/s --throttle-latency 20 --throttle-floor 2MiB/s \
              --coalesce-limit 5min --retries 0 --retry-pause 2min --delegate-memory 256 --delegate-address 10.0.0.9/24 \
              --watchdog 30",
         );
@@ -249,6 +263,10 @@ mod tests {
         assert_eq!(options.audit.parts_per_million, 15_000);
         assert_eq!(options.exclude_disks.len(), 2);
         assert_eq!(options.rate_limit, Some(ByteCount::new(5 << 20)));
+        assert_eq!(
+            options.throttle,
+            Some(ThrottleOptions { latency_ms: 20, floor: ByteCount::new(2 << 20) })
+        );
         assert_eq!(options.coalesce, CoalescePolicy::Wait { limit: Duration::from_secs(300) });
         assert_eq!((options.retries, options.retry_pause), (0, Duration::from_secs(120)));
         assert_eq!(options.delegate.memory, ByteCount::new(256 << 20));
@@ -262,6 +280,7 @@ mod tests {
             ("--cbt maybe", "auto, on or off"),
             ("--exclude-disk nmae:x", "name:PATTERN"),
             ("--rate-limit 5", "50 MiB/s"),
+            ("--throttle-latency 0", "1..=10000"),
             ("--retry-pause 5", "90 s"),
             ("--delegate-address 10.0.0.9", "CIDR"),
             ("--level 20", "-7..=19"),

@@ -242,6 +242,10 @@ impl Job<'_> {
             level: self.options.level,
             pack_size: self.run.pack_size,
             rate_limit: self.options.rate_limit,
+            throttle: self
+                .options
+                .throttle
+                .map(|throttle| wire::Throttle { latency_ms: throttle.latency_ms, floor: throttle.floor }),
             skip_bad_blocks: self.options.skip_bad_blocks,
             disks: disks()
                 .map(|(userdevice, (at, disk))| BackupDisk {

@@ -101,6 +101,7 @@ impl Job<'_> {
                 bad: done.bad.clone(),
                 path: sealed_paths.of_disk(summaries.len(), &done.counts),
                 passes: sealed_paths.of_passes(summaries.len()),
+                pacing: done.pacing,
             });
             rotations.push(Rotation {
                 vdi: source.snapshot_uuid.clone(),

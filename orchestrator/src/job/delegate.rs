@@ -297,9 +297,9 @@ impl Job<'_> {
                 watch.claim = Some(claim);
             }
             JobEvent::Progress(progress) => self.show(&progress.disks),
-            JobEvent::DiskSealed { disk, tree, id, counts, bad } => {
+            JobEvent::DiskSealed { disk, tree, id, counts, bad, pacing } => {
                 if let Some(slot) = watch.disks.get_mut(usize::from(disk)) {
-                    let done = DiskDone { disk, size: tree.size, root: tree.root, counts, bad };
+                    let done = DiskDone { disk, size: tree.size, root: tree.root, counts, bad, pacing };
                     *slot = Some((done, DiskAnswer { tree: id }));
                 }
             }

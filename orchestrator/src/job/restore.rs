@@ -176,6 +176,7 @@ impl Job<'_> {
                 bad: target.disk.bad,
                 path: paths.of_disk(at, &done.counts),
                 passes: paths.of_passes(at),
+                pacing: done.pacing,
             })
             .collect();
         let summary = JobSummary {

@@ -1,7 +1,9 @@
 //! Job files: what they mean, what they refuse, and that the documents say the same.
 
 use super::*;
-use crate::spec::{CbtMode, CoalescePolicy, DiskFilter, HookCommand, HookFailure, WindowEnd};
+use crate::spec::{
+    CbtMode, CoalescePolicy, DiskFilter, HookCommand, HookFailure, ThrottleOptions, WindowEnd,
+};
 use blocks::ByteCount;
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ fn everything_that_a_file_can_say_arrives() {
         audit_seed = 7
         exclude_disks = ["tag:scratch", "#3"]
         rate_limit = "50 MiB/s"
+        throttle_latency = "20 ms"
+        throttle_floor = "2 MiB/s"
         coalesce_limit = "10 min"
         retries = 3
         retry_pause = "2 min"
@@ -76,6 +80,8 @@ fn everything_that_a_file_can_say_arrives() {
     assert_eq!((options.audit.parts_per_million, options.audit.seed), (2500, Some(7)));
     assert_eq!(options.exclude_disks, [DiskFilter::Tag("scratch".into()), DiskFilter::Position(3)]);
     assert_eq!(options.rate_limit, Some(ByteCount::new(50 << 20)));
+    let throttle = ThrottleOptions { latency_ms: 20, floor: ByteCount::new(2 << 20) };
+    assert_eq!(options.throttle, Some(throttle));
     assert_eq!(options.coalesce, CoalescePolicy::Wait { limit: Duration::from_secs(600) });
     assert_eq!(options.retry_pause, Duration::from_secs(120));
     let before = options.hooks.before_job.as_ref().expect("a hook");
@@ -126,6 +132,8 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_allowed() {
         ("name = \"a/b\"", "'a/b' cannot be the name", "letters, digits"),
         ("options = 1", "options: it is a section", "[options]"),
         ("[options]\nrate_limit = \"1 KiB/s\"", "too slow", "64 KiB/s"),
+        ("[options]\nthrottle_latency = \"20 s\"", "1 ms to 10 s", "20 ms"),
+        ("[options]\nthrottle_floor = \"5 MiB/s\"", "throttle_latency", "4 MiB/s"),
         ("[options]\nexclude_disks = [\"nmae:x\"]", "'nmae:' is not a way to name a disk", "position:NUMBER"),
         ("[options]\nbefore_job = \"\"", "cannot be empty", "a command line"),
         ("[options]\nbefore_job = { comand = \"x\" }", "needs a command", "a command line"),

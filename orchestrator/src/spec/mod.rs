@@ -61,6 +61,8 @@ pub struct JobOptions {
     pub checkpoint: bool,
     /// Most bytes per second that a delegate reads from its disks; no limit where absent. Never zero.
     pub rate_limit: Option<ByteCount>,
+    /// Read less where the disks answer slowly; never where absent.
+    pub throttle: Option<ThrottleOptions>,
     /// Go on without parts of a disk that cannot be read: zeros are saved there.
     pub skip_bad_blocks: bool,
     /// What happens while storage of the VM coalesces.
@@ -93,6 +95,7 @@ impl Default for JobOptions {
             quiesce: false,
             checkpoint: false,
             rate_limit: None,
+            throttle: None,
             skip_bad_blocks: false,
             coalesce: CoalescePolicy::default(),
             // XenServer refuses at 30; the rest is for snapshots of people and of other programs.
@@ -139,6 +142,25 @@ impl AuditOptions {
     /// Whether there is an audit.
     pub const fn is_on(self) -> bool {
         self.parts_per_million > 0
+    }
+}
+
+/// How a delegate gives way to others who use the same disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThrottleOptions {
+    /// The latency of reads above which less is read, in whole milliseconds; within [`wire::Throttle::LATENCY_MS`].
+    pub latency_ms: u32,
+    /// Bytes per second that are read all the same.
+    pub floor: ByteCount,
+}
+
+impl ThrottleOptions {
+    /// Slow enough to be hardly felt by any storage; a disk of 100 GiB takes seven hours.
+    pub const DEFAULT_FLOOR: ByteCount = ByteCount::new(4 << 20);
+
+    /// With the default floor.
+    pub const fn with_latency_ms(latency_ms: u32) -> Self {
+        Self { latency_ms, floor: Self::DEFAULT_FLOOR }
     }
 }
 

@@ -2,10 +2,12 @@
 //! say and what the documents print.
 
 use super::reader::{Raw, Setting, Table};
-use super::values::{parse_pause, parse_percent, parse_rate, parse_seconds, parse_size, parse_wait};
+use super::values::{
+    parse_latency, parse_pause, parse_percent, parse_rate, parse_seconds, parse_size, parse_wait,
+};
 use super::{
     CHAIN_LIMIT, CbtMode, CoalescePolicy, DELEGATE_MEMORY, Hook, HookCommand, HookFailure, JobOptions,
-    LEVELS, MAX_JOBS, MAX_RETRIES, RunOptions, WindowEnd,
+    LEVELS, MAX_JOBS, MAX_RETRIES, RunOptions, ThrottleOptions, WindowEnd,
 };
 use crate::window::Window;
 use blocks::ByteCount;
@@ -101,6 +103,20 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         "a rate of at least 64 KiB/s, such as \"50 MiB/s\"",
         "most that one delegate reads from its disks",
         |o, v| o.rate_limit = Some(v.parsed(parse_rate)?)
+    ),
+    setting!(
+        "throttle_latency",
+        "",
+        "a duration of 1 ms to 10 s, such as \"20 ms\"",
+        "read less while reads of the VM's disks take longer than this",
+        |o, v| o.throttle = Some(throttle_latency(v, o.throttle)?)
+    ),
+    setting!(
+        "throttle_floor",
+        "\"4 MiB/s\"",
+        "a rate of at least 64 KiB/s, such as \"4 MiB/s\", with throttle_latency",
+        "least that is read all the same",
+        |o, v| o.throttle = Some(throttle_floor(v, o.throttle)?)
     ),
     setting!(
         "skip_bad_blocks",
@@ -299,6 +315,18 @@ fn coalesce_limit(raw: &Raw, present: CoalescePolicy) -> Result<CoalescePolicy, 
         CoalescePolicy::Wait { .. } => Ok(CoalescePolicy::Wait { limit }),
         CoalescePolicy::Skip | CoalescePolicy::Ignore => Err("nothing waits with this `coalesce`".into()),
     }
+}
+
+fn throttle_latency(raw: &Raw, present: Option<ThrottleOptions>) -> Result<ThrottleOptions, String> {
+    let latency_ms = raw.parsed(parse_latency)?;
+    let before = present.unwrap_or(ThrottleOptions::with_latency_ms(latency_ms));
+    Ok(ThrottleOptions { latency_ms, ..before })
+}
+
+fn throttle_floor(raw: &Raw, present: Option<ThrottleOptions>) -> Result<ThrottleOptions, String> {
+    let floor = raw.parsed(parse_rate)?;
+    let before = present.ok_or("there is no throttle_latency that it goes with")?;
+    Ok(ThrottleOptions { floor, ..before })
 }
 
 fn window_end(raw: &Raw) -> Result<WindowEnd, String> {

@@ -74,6 +74,18 @@ pub(super) fn parse_seconds(text: &str, least: u64, most: u64) -> Result<Duratio
     Ok(duration)
 }
 
+/// Reads a latency of reads: 1 ms to 10 s, in whole milliseconds.
+///
+/// # Errors
+/// What is wrong, and the bounds.
+pub(super) fn parse_latency(text: &str) -> Result<u32, String> {
+    let wrong = || format!("'{text}' is outside of 1 ms to 10 s, in whole milliseconds");
+    let duration = parse_duration(text)?;
+    let ms = u32::try_from(duration.as_millis()).map_err(|_| wrong())?;
+    let is_whole = duration.subsec_nanos() % 1_000_000 == 0;
+    if is_whole && wire::Throttle::LATENCY_MS.contains(&ms) { Ok(ms) } else { Err(wrong()) }
+}
+
 /// Longest pause before a retry, wait for a coalesce, or time of a hook: a day.
 const DAY_SECONDS: u64 = 24 * 3600;
 
@@ -151,6 +163,16 @@ mod tests {
         assert!(parse_seconds("10 s", 10, 20).is_ok() && parse_seconds("20 s", 10, 20).is_ok());
         for text in ["9 s", "21 s", "10500 ms"] {
             assert!(parse_seconds(text, 10, 20).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn latencies_are_whole_milliseconds_within_bounds() {
+        for (text, ms) in [("1 ms", 1), ("20ms", 20), ("10 s", 10_000)] {
+            assert_eq!(parse_latency(text), Ok(ms), "{text}");
+        }
+        for text in ["0 ms", "20", "500 us", "1.5 ms", "10001 ms", "1 h"] {
+            assert!(parse_latency(text).is_err(), "{text}");
         }
     }
 

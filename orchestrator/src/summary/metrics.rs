@@ -97,6 +97,11 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
             page.sample(name, &of_disk(vm, disk), size(disk) as f64);
         }
     }
+    const THROTTLED: &str = "abd_disk_throttled_seconds";
+    page.family(THROTTLED, "Time that reading was held back because the disk answered slowly.");
+    for (vm, disk) in disks(summary) {
+        page.sample(THROTTLED, &of_disk(vm, disk), disk.throttled_ms as f64 / 1000.0);
+    }
     page.text
 }
 
@@ -198,6 +203,6 @@ mod tests {
                 assert_eq!(described.last(), Some(&name), "{line}");
             }
         }
-        assert_eq!(described.len(), 16);
+        assert_eq!(described.len(), 17);
     }
 }

@@ -170,6 +170,12 @@ pub struct DiskRow {
     pub bad: u64,
     /// In so many places.
     pub bad_ranges: u64,
+    /// From the first read to the last, in milliseconds.
+    pub reading_ms: u64,
+    /// Of these, held back to keep `rate_limit`.
+    pub limited_ms: u64,
+    /// Of these, held back because the disk answered slowly.
+    pub throttled_ms: u64,
 }
 
 impl VmSummary {
@@ -393,7 +399,8 @@ mod tests {
                 r#""counts":{"selected":1,"done":1,"failed":0,"skipped":0,"alarms":0,"leftovers":0,"bad_blocks":0},"read":3,"stored":2,"#,
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
-                r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0}],"path":null,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0,"#,
+                r#""reading_ms":0,"limited_ms":0,"throttled_ms":0}],"path":null,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );

@@ -119,6 +119,7 @@ pub(crate) fn back_up(arguments: &BackupArguments) -> Result<Value, Error> {
             level: *level,
             pack_size: PACK_SIZE,
             rate_limit: None,
+            throttle: None,
             skip_bad_blocks: false,
             disks,
         };

@@ -13,7 +13,7 @@ use crate::source::{SECTOR, Source, size_of};
 use blocks::{ByteCount, ByteOffset, ByteRange, Read};
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pauses before a failed read is tried again: a path that fails over, a device that resets or a moment of trouble on
 /// the storage network passes soon, and what is below tries again for longer. 1 s in all, far below the least time of
@@ -45,6 +45,8 @@ pub struct Care<'a> {
     pub give_up: Option<ByteCount>,
     /// Waits, and says whether to go on. Also asked, with no time to wait, between the tries of a failed read.
     pub rest: Box<dyn FnMut(Duration) -> bool + Send + 'a>,
+    /// The time, from any beginning.
+    pub clock: Box<dyn Fn() -> Duration + Send + 'a>,
     /// What stands between the engine and the kernel.
     pub seam: Box<dyn Seam>,
     /// Bytes given up so far.
@@ -54,13 +56,26 @@ pub struct Care<'a> {
 impl<'a> Care<'a> {
     /// Gives up nothing. `rest` waits, and says whether to go on.
     pub fn new(rest: impl FnMut(Duration) -> bool + Send + 'a) -> Self {
-        Self { give_up: None, rest: Box::new(rest), seam: seam::none(), given_up: ByteCount::new(0) }
+        let began = Instant::now();
+        Self {
+            give_up: None,
+            rest: Box::new(rest),
+            clock: Box::new(move || began.elapsed()),
+            seam: seam::none(),
+            given_up: ByteCount::new(0),
+        }
     }
 
     /// Goes on without what cannot be read, up to so many bytes.
     #[must_use]
     pub fn giving_up(self, limit: Option<ByteCount>) -> Self {
         Self { give_up: limit, ..self }
+    }
+
+    /// Takes the time of reads by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Fn() -> Duration + Send + 'a) -> Self {
+        Self { clock: Box::new(clock), ..self }
     }
 
     /// Puts something between the engine and the kernel.

@@ -24,6 +24,7 @@ pub use seam::{Asked, Seam};
 pub use source::Source;
 
 use blocks::{ByteRange, Read};
+use std::time::Duration;
 
 /// Reads kept in flight by the io_uring engine, pool permitting: from 16 on a disk gives all it has.
 pub const QUEUE_DEPTH: usize = 32;
@@ -42,6 +43,19 @@ pub struct Filled {
     pub buffer: Buffer,
     /// Parts of the disk that could not be read and were given up, ascending: zeros in the buffer.
     pub bad: Vec<ByteRange>,
+    /// How long it took; none where it failed at first and was read again.
+    pub timing: Option<Timing>,
+}
+
+/// How long a read took, by the clock of [`Care`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// When the kernel was asked.
+    pub began: Duration,
+    /// It took at least so long: it was not there when answers were last looked for.
+    pub at_least: Duration,
+    /// And at most so long: then it was found.
+    pub at_most: Duration,
 }
 
 /// Carries out a plan of reads.

@@ -5,7 +5,7 @@ use crate::care::{Care, is_unreadable};
 use crate::pool::Buffer;
 use crate::seam::{Asked, Seam};
 use crate::source::{next_step, size_of};
-use crate::{Error, Filled, Pool, RETRY_LIMIT, ReadEngine, Source};
+use crate::{Error, Filled, Pool, RETRY_LIMIT, ReadEngine, Source, Timing};
 use blocks::{ByteOffset, ByteRange, Read};
 use std::io;
 use std::ops::Range;
@@ -32,17 +32,23 @@ impl<'a> Pread<'a> {
         Self { source, pool: pool.clone(), name: format!("pread: {why}"), next_sequence: 0, care }
     }
 
-    /// Fills a buffer; gives the parts that were given up.
-    fn fill(&mut self, read: &Read, buffer: &mut Buffer) -> Result<Vec<ByteRange>, Error> {
+    /// Fills a buffer; gives the parts that were given up, and how long it took.
+    fn fill(&mut self, read: &Read, buffer: &mut Buffer) -> Result<(Vec<ByteRange>, Option<Timing>), Error> {
         let size = size_of(read);
         assert!(size <= self.pool.buffer_size(), "a read fits a buffer");
+        let began = (self.care.clock)();
+        let mut failed = false;
         let bad = match fill(&mut self.source, self.care.seam.as_mut(), read, 0..size, buffer) {
             Ok(()) => Vec::new(),
-            Err(Fault::Unreadable(error)) => self.care.read_again(&mut self.source, read, buffer, error)?,
+            Err(Fault::Unreadable(error)) => {
+                failed = true;
+                self.care.read_again(&mut self.source, read, buffer, error)?
+            }
             Err(Fault::Failed(error)) => return Err(error),
         };
         buffer.set_len(size);
-        Ok(bad)
+        let latency = (self.care.clock)().saturating_sub(began);
+        Ok((bad, (!failed).then_some(Timing { began, at_least: latency, at_most: latency })))
     }
 }
 
@@ -127,7 +133,8 @@ impl ReadEngine for Pread<'_> {
         let mut buffer = self.pool.take();
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        Some(self.fill(&read, &mut buffer).map(|bad| Filled { sequence, read, buffer, bad }))
+        let filled = self.fill(&read, &mut buffer);
+        Some(filled.map(|(bad, timing)| Filled { sequence, read, buffer, bad, timing }))
     }
 
     fn name(&self) -> &str {

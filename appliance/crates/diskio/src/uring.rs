@@ -9,12 +9,13 @@ use crate::pool::Buffer;
 use crate::pread::is_transient;
 use crate::seam::Asked;
 use crate::source::{Step, next_step, size_of};
-use crate::{Error, Filled, Pool, QUEUE_DEPTH, RETRY_LIMIT, ReadEngine, Source};
+use crate::{Error, Filled, Pool, QUEUE_DEPTH, RETRY_LIMIT, ReadEngine, Source, Timing};
 use blocks::{ByteOffset, Read};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// Indexes in the ring's table of registered files.
 const BUFFERED: types::Fixed = types::Fixed(0);
@@ -45,6 +46,8 @@ pub(crate) struct Uring<'a> {
     planned: Option<Read>,
     next_sequence: u64,
     care: Care<'a>,
+    /// When the ring was last seen without an answer.
+    looked: Duration,
 }
 
 struct Operation {
@@ -54,6 +57,8 @@ struct Operation {
     done: usize,
     retries: u32,
     step: Step,
+    /// When the kernel was asked first.
+    began: Duration,
 }
 
 /// Whether a ring can be made and knows the operations that are used.
@@ -115,11 +120,13 @@ impl<'a> Uring<'a> {
             planned: None,
             next_sequence: 0,
             care,
+            looked: Duration::ZERO,
         }
     }
 
     /// Takes reads from the plan for as long as there are buffers and room in the ring.
     fn submit_planned(&mut self, plan: &mut dyn Iterator<Item = Read>) -> Result<(), Error> {
+        let mut pushed = false;
         while self.in_flight_count < self.in_flight.len() {
             let Some(read) = self.planned.take().or_else(|| plan.next()) else { break };
             // With nothing in flight and nothing to give out only others can free a buffer.
@@ -137,10 +144,22 @@ impl<'a> Uring<'a> {
             self.next_sequence += 1;
             let slot = self.in_flight.iter().position(Option::is_none).expect("counted above");
             self.in_flight_count += 1;
+            pushed = true;
             let step = self.step(&read, 0);
-            self.push(slot, Operation { sequence, read, buffer, done: 0, retries: 0, step })?;
+            let began = (self.care.clock)();
+            self.push(slot, Operation { sequence, read, buffer, done: 0, retries: 0, step, began })?;
         }
-        Ok(())
+        if pushed { self.submit() } else { Ok(()) }
+    }
+
+    /// Tells the kernel of what is queued: the device works while those that are ready are being used.
+    fn submit(&mut self) -> Result<(), Error> {
+        match self.ring.submit() {
+            Ok(_) => Ok(()),
+            // The next wait submits it.
+            Err(error) if is_busy(&error) => Ok(()),
+            Err(error) => Err(self.ring_failed("submit", error)),
+        }
     }
 
     /// What to ask for after `done` bytes of a read.
@@ -183,10 +202,14 @@ impl<'a> Uring<'a> {
         }
     }
 
+    /// Takes the answers that are there.
     fn complete_answered(&mut self) -> Result<(), Error> {
         loop {
             let next: Option<cqueue::Entry> = self.ring.completion().next();
-            let Some(answer) = next else { return Ok(()) };
+            let Some(answer) = next else {
+                self.looked = (self.care.clock)();
+                return Ok(());
+            };
             self.complete(&answer)?;
         }
     }
@@ -197,9 +220,13 @@ impl<'a> Uring<'a> {
         self.in_flight_count -= 1;
         let Step { offset, size, direct } = operation.step;
         let asked = Asked { offset: ByteOffset::new(offset), size };
-        let mut bad = Vec::new();
+        let (mut bad, mut failed) = (Vec::new(), false);
         let read_size = size_of(&operation.read);
-        match self.care.seam.answer(asked, answer.result()) {
+        let found = (self.care.clock)();
+        let result = self.care.seam.answer(asked, answer.result());
+        // What a test bed adds is as good as time in the kernel.
+        let answered = (self.care.clock)();
+        match result {
             0 => return Err(self.source.ended(&operation.read, operation.done)),
             count if count > 0 => {
                 operation.done += count.unsigned_abs() as usize;
@@ -214,6 +241,7 @@ impl<'a> Uring<'a> {
                 let failure = io::Error::from_raw_os_error(-errno);
                 bad = self.care.read_again(&mut self.source, read, buffer, failure)?;
                 operation.done = read_size;
+                failed = true;
             }
             errno => return Err(self.source.failed(&operation.read, io::Error::from_raw_os_error(-errno))),
         }
@@ -222,9 +250,15 @@ impl<'a> Uring<'a> {
             self.in_flight_count += 1;
             return self.push(slot, operation);
         }
-        let Operation { sequence, read, mut buffer, .. } = operation;
+        let Operation { sequence, read, mut buffer, began, .. } = operation;
         buffer.set_len(read_size);
-        self.ready.push_back(Filled { sequence, read, buffer, bad });
+        let added = answered.saturating_sub(found);
+        let timing = (!failed).then(|| Timing {
+            began,
+            at_least: self.looked.saturating_sub(began).saturating_add(added),
+            at_most: answered.saturating_sub(began),
+        });
+        self.ready.push_back(Filled { sequence, read, buffer, bad, timing });
         Ok(())
     }
 
@@ -237,8 +271,14 @@ impl<'a> Uring<'a> {
             if self.in_flight_count == 0 {
                 return Ok(None);
             }
-            self.wait()?;
+            // What came while nobody looked, before what comes from now on.
             self.complete_answered()?;
+            if self.ready.is_empty() && self.in_flight_count > 0 {
+                self.wait()?;
+                // Nothing was there until just now.
+                self.looked = (self.care.clock)();
+                self.complete_answered()?;
+            }
         }
     }
 

@@ -151,6 +151,54 @@ pub struct DiskDone {
     pub counts: DiskCounts,
     /// What could not be read, where the order allows that: zeros in the tree. Nothing of a restore.
     pub bad: BadRanges,
+    /// How fast it was read, and what held the reader back on purpose. Nothing of a restore.
+    pub pacing: Pacing,
+}
+
+/// How fast a disk was read, and what held the reader back on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pacing {
+    /// From the first read to the last, in milliseconds.
+    pub reading_ms: u64,
+    /// Of these, held back to keep the order's `rate_limit`.
+    pub limited_ms: u64,
+    /// Of these, held back because the disk answered slowly.
+    pub throttled_ms: u64,
+    /// How often the adaptive rate was cut.
+    pub cuts: u32,
+    /// The lowest adaptive rate, in bytes per second; none where it was never cut.
+    pub lowest_rate: Option<ByteCount>,
+    /// The highest latency of reads in microseconds, as the 90th percentile of a quarter of a second; none where nobody
+    /// asked for it.
+    pub peak_latency_us: Option<u64>,
+}
+
+impl Pacing {
+    /// Whether the reader was held back.
+    pub fn is_held_back(&self) -> bool {
+        self.limited_ms > 0 || self.throttled_ms > 0
+    }
+}
+
+/// For people: what held the reader back.
+impl std::fmt::Display for Pacing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+        write!(f, "held back for {}", seconds(self.limited_ms.saturating_add(self.throttled_ms)))?;
+        write!(f, " of {}", seconds(self.reading_ms))?;
+        match (self.limited_ms, self.throttled_ms) {
+            (0, _) => write!(f, " because it answered slowly")?,
+            (_, 0) => write!(f, " by the rate limit")?,
+            (limited, _) => write!(f, ", of which {} by the rate limit", seconds(limited))?,
+        }
+        if let Some(lowest) = self.lowest_rate {
+            write!(f, ", down to {lowest}/s")?;
+        }
+        if let Some(peak) = self.peak_latency_us.filter(|_| self.throttled_ms > 0) {
+            write!(f, ", latency up to {}.{} ms", peak / 1000, peak % 1000 / 100)?;
+        }
+        Ok(())
+    }
 }
 
 impl DiskDone {

@@ -47,6 +47,8 @@ pub enum Work {
         /// Bytes per second that are read at most, all disks together and audits included: at least
         /// [`MIN_RATE_LIMIT`]. None, or 0, is as fast as it goes.
         rate_limit: Option<ByteCount>,
+        /// Reads less where the disks answer slowly; as fast as `rate_limit` allows where absent.
+        throttle: Option<Throttle>,
         /// Whether a backup goes on without what cannot be read: zeros stand there, and [`crate::DiskDone::bad`] says
         /// where. Else the first such part ends the job.
         skip_bad_blocks: bool,
@@ -58,6 +60,28 @@ pub enum Work {
         /// The disks, in the order in which they are written.
         disks: Vec<RestoreDisk>,
     },
+}
+
+/// How reading gives way to others who use the same disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// The latency of reads, in milliseconds, above which less is read: within [`Throttle::LATENCY_MS`].
+    pub latency_ms: u32,
+    /// Bytes per second that are read all the same: at least [`MIN_RATE_LIMIT`].
+    pub floor: ByteCount,
+}
+
+impl Throttle {
+    /// Below a millisecond every disk is too slow; above ten seconds none is, or it is dead.
+    pub const LATENCY_MS: std::ops::RangeInclusive<u32> = 1..=10_000;
+
+    /// What is wrong with it.
+    pub fn fault(&self) -> Option<&'static str> {
+        if !Self::LATENCY_MS.contains(&self.latency_ms) {
+            return Some("its throttle has a latency that is not 1 ms to 10 s");
+        }
+        (self.floor < MIN_RATE_LIMIT).then_some("its throttle has a floor of less than 64 KiB per second")
+    }
 }
 
 /// A disk to read.

@@ -42,6 +42,7 @@ fn golden_order() {
             level: 1,
             pack_size: 16 << 20,
             rate_limit: Some(ByteCount::new(1 << 20)),
+            throttle: Some(Throttle { latency_ms: 300, floor: ByteCount::new(65536) }),
             skip_bad_blocks: true,
             disks: vec![BackupDisk {
                 userdevice: 4,
@@ -56,7 +57,7 @@ fn golden_order() {
     let mut expected = b"\x01j".to_vec();
     expected.extend([9; 32]);
     expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08");
-    expected.extend(b"\x01\x80\x80\x40\x01\x01\x04\x81\x80\x04\x03\x80\x04\x01");
+    expected.extend(b"\x01\x80\x80\x40\x01\xac\x02\x80\x80\x04\x01\x01\x04\x81\x80\x04\x03\x80\x04\x01");
     expected.extend([7; 32]);
     expected.extend(b"\x01\xac\x02\xe8\x07\x40");
     assert_eq!(encode(&order), expected);
@@ -98,9 +99,17 @@ fn golden_disk_done() {
             count: 1,
             ranges: vec![ByteRange { offset: ByteOffset::new(65536), size: ByteCount::new(512) }],
         },
+        pacing: Pacing {
+            reading_ms: 1,
+            limited_ms: 2,
+            throttled_ms: 3,
+            cuts: 4,
+            lowest_rate: Some(ByteCount::new(5)),
+            peak_latency_us: None,
+        },
     };
     let expected =
-        b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b\x80\x04\x01\x01\x80\x80\x04\x80\x04";
+        b"\x01\x80\x04\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\xac\x02\x01\x0b\x80\x04\x01\x01\x80\x80\x04\x80\x04\x01\x02\x03\x04\x01\x05\x00";
     assert_eq!(encode(&done), expected);
     assert_eq!(decode::<DiskDone>(expected), Ok(done));
 }

@@ -96,6 +96,7 @@ async fn a_disk_goes_in_and_comes_out() {
             id: answer.tree,
             counts: counts(bytes.len()),
             bad: BadRanges::default(),
+            pacing: Pacing::default(),
         };
         assert_eq!(event, expected);
         trees.push(packed.tree);
@@ -256,6 +257,7 @@ async fn an_abd_stays_within_its_order() {
         root: tree.root,
         counts: DiskCounts::default(),
         bad: BadRanges::default(),
+        pacing: Pacing::default(),
     };
     let call = finished(7, bytes.len(), foreign);
     assert_eq!(code(abd.ask::<_, DiskAnswer>(PATH_DISK_DONE, &call).await).1, "not-in-order");
@@ -424,6 +426,7 @@ async fn three_clients_at_once_share_their_blocks() {
                 root: packed.tree.root,
                 counts: DiskCounts::default(),
                 bad: BadRanges::default(),
+                pacing: Pacing::default(),
             };
             let answer: DiskAnswer = abd.ask(PATH_DISK_DONE, &done).await.unwrap();
             assert_eq!(answer.tree, packed.tree.id(&key));
@@ -493,6 +496,7 @@ async fn grants_that_contradict_themselves_are_refused() {
         level: 1,
         pack_size: 1 << 20,
         rate_limit: None,
+        throttle: None,
         skip_bad_blocks: false,
         disks: audited,
     };

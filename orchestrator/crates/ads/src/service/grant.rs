@@ -40,7 +40,7 @@ pub(super) fn check_grant(grant: &JobGrant, id_key: wire::IdKeyBytes) -> Result<
     if grant.bitmaps.len() != count {
         return bad(&format!("{} bitmaps for {count} disks", grant.bitmaps.len()));
     }
-    let Work::Backup { disks, rate_limit, .. } = &grant.order.work else {
+    let Work::Backup { disks, rate_limit, throttle, .. } = &grant.order.work else {
         return if grant.bitmaps.iter().all(Option::is_none) {
             Ok(())
         } else {
@@ -49,6 +49,9 @@ pub(super) fn check_grant(grant: &JobGrant, id_key: wire::IdKeyBytes) -> Result<
     };
     if let Some(rate) = rate_limit.filter(|rate| rate.get() > 0 && *rate < MIN_RATE_LIMIT) {
         return bad(&format!("its rate limit is {rate} per second, {MIN_RATE_LIMIT} is the least"));
+    }
+    if let Some(fault) = throttle.as_ref().and_then(wire::Throttle::fault) {
+        return bad(fault);
     }
     for (at, (disk, bitmap)) in disks.iter().zip(&grant.bitmaps).enumerate() {
         if let Some(base) = disk.start.base().filter(|base| base.size > disk.size) {

@@ -38,6 +38,8 @@ pub enum JobEvent {
         counts: wire::DiskCounts,
         /// What it could not read, where its order allowed that.
         bad: wire::BadRanges,
+        /// How fast it was read, and what held the reader back.
+        pacing: wire::Pacing,
     },
     /// The ABD's last words. Told once.
     Done(wire::JobDone),
@@ -191,8 +193,8 @@ impl Session {
         let (disk, tree) = (done.disk, done.tree());
         if lock(&self.state).sealed.insert(disk, tree).is_none() {
             tracing::info!(job = %self.job, disk, tree = %id, "disk finished");
-            let wire::DiskDone { counts, bad, .. } = done;
-            self.events.push(JobEvent::DiskSealed { disk, tree, id, counts, bad });
+            let wire::DiskDone { counts, bad, pacing, .. } = done;
+            self.events.push(JobEvent::DiskSealed { disk, tree, id, counts, bad, pacing });
         }
     }
 

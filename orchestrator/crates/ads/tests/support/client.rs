@@ -140,6 +140,7 @@ impl Abd {
             root: packed.tree.root,
             counts: counts(bytes.len()),
             bad: BadRanges::default(),
+            pacing: Pacing::default(),
         };
         let answer = self.ask(PATH_DISK_DONE, &done).await.unwrap();
         (packed, answer)
@@ -194,7 +195,14 @@ pub fn backup_work(disks: &[(usize, Start)]) -> Work {
         audit: None,
     });
     let pack_size = super::PACK_SIZE as u32;
-    Work::Backup { level: 1, pack_size, rate_limit: None, skip_bad_blocks: false, disks: disks.collect() }
+    Work::Backup {
+        level: 1,
+        pack_size,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks: false,
+        disks: disks.collect(),
+    }
 }
 
 pub fn restore_work(trees: &[Tree]) -> Work {

@@ -18,9 +18,9 @@ pub struct Surface {
     /// Parts that cannot be read: offset and size in bytes.
     #[serde(default)]
     pub bad: Vec<(u64, u64)>,
-    /// Milliseconds that it takes for each answer, one after the other.
+    /// Microseconds that it takes for each read, one after the other.
     #[serde(default)]
-    pub answer_ms: u64,
+    pub service_us: u64,
 }
 
 /// The faults of all media, by uuid of the disk that is written to.
@@ -44,7 +44,8 @@ pub(crate) fn under(state: &State, vdi: &str) -> Surface {
 
 impl diskio::Seam for Surface {
     fn answer(&mut self, asked: diskio::Asked, result: i32) -> i32 {
-        std::thread::sleep(Duration::from_millis(self.answer_ms));
+        // Who reads finds out later: for that reader the answers come one after the other, as from a slow disk.
+        std::thread::sleep(Duration::from_micros(self.service_us));
         let Ok(size) = u64::try_from(result) else { return result };
         let (start, end) = (asked.offset.get(), asked.offset.get() + size);
         let is_hit = |(offset, size): &(u64, u64)| *offset < end && start < offset.saturating_add(*size);
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn only_reads_that_touch_a_bad_part_fail() {
-        let mut surface = Surface { bad: vec![(4096, 512), (u64::MAX, 1)], answer_ms: 0 };
+        let mut surface = Surface { bad: vec![(4096, 512), (u64::MAX, 1)], ..Surface::default() };
         let mut read = |offset, size: usize| {
             let asked = diskio::Asked { offset: blocks::ByteOffset::new(offset), size };
             surface.answer(asked, i32::try_from(size).expect("small"))

@@ -86,7 +86,14 @@ impl Orchestrator {
 fn backup() -> Work {
     let size = ByteCount::new(SIZE as u64);
     let disks = vec![BackupDisk { userdevice: 4, size, start: Start::Nothing, audit: None }];
-    Work::Backup { level: 1, pack_size: 16 << 20, rate_limit: None, skip_bad_blocks: false, disks }
+    Work::Backup {
+        level: 1,
+        pack_size: 16 << 20,
+        rate_limit: None,
+        throttle: None,
+        skip_bad_blocks: false,
+        disks,
+    }
 }
 
 fn lab() -> Lab {
