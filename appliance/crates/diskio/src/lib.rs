@@ -7,6 +7,12 @@
 //! and then an error or, where that was asked for, zeros with a list of where they stand. Never: writes, looks at what
 //! it read, reads what was not planned.
 //!
+//! Gaps between blocks of a plan are not read through. Measured with this crate on a virtio disk (O_DIRECT, 32 reads in
+//! flight, a machine with other work, four rounds in turn): every second block of 4 GiB took 2.0 to 3.8 s (median 3.3 s);
+//! with the gaps read through, three blocks in one read of 256 KiB at most, 2.4 to 4.2 s (median 2.8 s); clusters of
+//! blocks at random with one-block gaps 0.09 to 0.66 s and 0.16 to 0.34 s. One and the same plan read twice differed by
+//! as much as a factor of three meanwhile, so nothing is shown to be gained, and what is read stays what was asked for.
+//!
 //! This is the one crate with `unsafe`: the pool's memory, and the ring that the kernel writes it through.
 
 mod care;
