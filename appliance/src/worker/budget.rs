@@ -11,7 +11,7 @@ const MIN_TOTAL: usize = 40 << 20;
 /// No more: measured, more buffers make nothing faster.
 const MAX_TOTAL: usize = 160 << 20;
 /// What does not scale: the program itself, stacks, connections, zstd contexts, nodes read ahead, the ids of what
-/// was shipped, the tree pack being filled.
+/// was shipped, the tree pack being filled, sealed blocks on their way to the packer, the index of the pack being filled.
 const FIXED: usize = 16 << 20;
 /// One read. On the way to a disk 256 KiB reads at a depth of 16 and more get all it has.
 const READ_SIZE: usize = 256 << 10;

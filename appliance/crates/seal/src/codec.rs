@@ -4,8 +4,10 @@ use crate::{BlockId, Error, IdKey};
 use blocks::BLOCK_SIZE;
 use std::fmt;
 
-/// zstd level used unless the job says otherwise: measured as the best trade at 64 KiB (766 MB/s per core,
-/// 2.59 times smaller on the reference image).
+/// zstd level used unless the job says otherwise. Measured by `what_each_level_costs_and_saves` on the 64 KiB blocks of a
+/// 4 GiB file system of programs, libraries, text and media, against level 1: level 3 makes them 3 % smaller and costs
+/// 57 % more processor time, level 2 2 % and 15 %; level -1 saves 8 % of the time and makes them 8 % larger, level -5 26 %
+/// and 26 %. A quiet core was seen to compress 766 MB/s at level 1.
 pub const DEFAULT_LEVEL: i32 = 1;
 
 /// Largest plain size of a sealed block; a tree node is smaller.
@@ -51,7 +53,7 @@ pub struct Sealed<'a> {
 ///
 /// It does not open again what it compressed: the store opens every block and compares its id before it says that it
 /// has the pack, and until then the disk has the original. That is the same proof, by other memory; made twice it adds
-/// a quarter to what compressing costs.
+/// more than a third to what compressing costs.
 pub struct Sealer {
     context: zstd::bulk::Compressor<'static>,
     compressed: Box<[u8]>,
