@@ -149,6 +149,18 @@ def target_cells(result_):
         yield line["what"], line["way"], bound, found, spread_, by_cpu, line["verdict"]
 
 
+STAGE_HEAD = ("ours, last round", "step", "bound", "CPU s of each stage")
+
+
+def stage_cells(result_):
+    """What the worker itself says its processor time went to."""
+    for name, steps in (result_["rounds"] or [{}])[-1].items():
+        for step, row in steps.items():
+            for one in (one for job in row.get("parts", {}).get("jobs", []) for one in job.get("passes", [])):
+                stages = ", ".join(f"{stage['stage']} {stage['cpu_s']:.2f}" for stage in one["stages"] if stage["cpu_s"] >= 0.005)
+                yield name, step, one["bound"], stages
+
+
 def aligned(head, cells, left):
     rows = [head, *cells]
     widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
@@ -171,6 +183,8 @@ def text(result_):
         cells = [(cell[0], *cell[2:]) for cell in target_cells(result_) if cell[1] == name]
         if any(cell[2] for cell in cells):
             parts.append(aligned((f"target, {name}", *TARGET_HEAD[2:]), cells, 1))
+    if any(stage_cells(result_)):
+        parts.append(aligned(STAGE_HEAD, stage_cells(result_), 4))
     return "\n\n".join(parts)
 
 
@@ -197,5 +211,6 @@ def markdown(result_):
         "# Benchmark of the data path", facts_line(result_).replace("\n", "  \n"),
         "## Targets", table(TARGET_HEAD, target_cells(result_)),
         "## Rows (medians)", table(ROW_HEAD, row_cells(result_)),
+        "## Ours by stage, as the worker accounts for it", table(STAGE_HEAD, stage_cells(result_)),
         "## Programs", table(("program", "version", "settings"), programs),
     ]) + "\n"

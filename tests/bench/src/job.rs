@@ -15,7 +15,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use wire::{BackupDisk, DiskCounts, JobDone, Order, RestoreDisk, Start, Work};
+use std::time::Duration;
+use wire::{Account, BackupDisk, DiskCounts, JobDone, Order, RestoreDisk, StageAccount, Start, Work};
 
 /// As the product's default.
 const PACK_SIZE: u32 = 16 << 20;
@@ -296,7 +297,24 @@ fn size_of(path: &Path) -> Result<ByteCount, Error> {
 
 fn counts_of(done: &JobDone) -> Value {
     let all: Vec<Value> = done.disks.iter().map(counts).collect();
-    json!({ "disks": all, "cpu_ms": done.usage.cpu_ms, "peak_kib": done.usage.worker_peak.get() / 1024 })
+    let passes: Vec<Value> = done.passes.iter().map(|pass| stages(&pass.account)).collect();
+    json!({
+        "disks": all, "passes": passes,
+        "cpu_ms": done.usage.cpu_ms, "peak_kib": done.usage.worker_peak.get() / 1024,
+    })
+}
+
+/// What the worker says its time was spent on.
+fn stages(account: &Account) -> Value {
+    let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
+    let row = |one: &StageAccount| {
+        json!({
+            "stage": one.stage, "threads": one.threads, "busy_s": seconds(one.busy), "cpu_s": seconds(one.cpu),
+            "starved_s": seconds(one.starved), "blocked_s": seconds(one.blocked), "bytes": one.bytes.get(),
+        })
+    };
+    let rows: Vec<Value> = account.stages.iter().map(row).collect();
+    json!({ "wall_s": seconds(account.wall), "bound": account.verdict().words(), "stages": rows })
 }
 
 fn counts(counts: &DiskCounts) -> Value {
