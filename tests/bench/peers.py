@@ -208,7 +208,12 @@ class Ours(Peer):
 
 
 class Engine(Ours):
-    name, way, settings = "abd engine", "engine", "worker and store in one process"
+    name, way, options = "abd engine", "engine", ["--believe"]
+    settings = "read, hash, seal and pack in one process; packs are synced, and not verified"
+
+
+class WithStore(Ours):
+    name, way, settings = "abd engine+store", "engine", "worker and store in one process; what comes in is verified"
 
 
 class Worker(Ours):
@@ -216,7 +221,7 @@ class Worker(Ours):
 
 
 class Pread(Engine):
-    name, settings, options = "abd engine, pread", "the engine without io_uring", ["--no-io-uring"]
+    name, settings, options = "abd engine, pread", "the engine without io_uring", ["--believe", "--no-io-uring"]
 
 
 class Floor(Peer):
@@ -235,6 +240,6 @@ class Floor(Peer):
 
 
 # In the order of a round: what is divided by each other stands close together.
-ALL = [Zstd, QemuImg, Floor, Engine, Pread, Worker, Restic, Rustic, RusticFixed, Borg, Borg64K]
+ALL = [Zstd, QemuImg, Floor, Engine, Pread, WithStore, Worker, Restic, Rustic, RusticFixed, Borg, Borg64K]
 OURS = (Engine, Worker)
-OURS_TOO = (*OURS, Pread)
+OURS_TOO = (*OURS, Pread, WithStore)

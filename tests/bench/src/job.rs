@@ -46,6 +46,9 @@ struct Common {
     /// Read and write without io_uring.
     #[arg(long)]
     no_io_uring: bool,
+    /// With the engine: keep packs as they come, without looking at them. Measures the engine alone.
+    #[arg(long)]
+    believe: bool,
 }
 
 #[derive(Debug, Args)]
@@ -160,7 +163,7 @@ fn run(common: &Common, tasks: Vec<Task>) -> Result<(Vec<Ended>, Value), Error> 
     let store = Arc::new(store);
     let before = store.usage();
     let (ended, workers) = match common.way {
-        Way::Engine => (run_here(&store, tasks, !common.no_io_uring)?, Vec::new()),
+        Way::Engine => (run_here(&store, tasks, common)?, Vec::new()),
         Way::Worker => run_apart(&store, tasks, common)?,
     };
     let after = store.usage();
@@ -176,13 +179,15 @@ fn run(common: &Common, tasks: Vec<Task>) -> Result<(Vec<Ended>, Value), Error> 
 }
 
 /// One job after the other in this process.
-fn run_here(store: &Arc<Store>, tasks: Vec<Task>, io_uring: bool) -> Result<Vec<Ended>, Error> {
+fn run_here(store: &Arc<Store>, tasks: Vec<Task>, common: &Common) -> Result<Vec<Ended>, Error> {
     let mut all = Vec::new();
     for (number, Task { disk, work, bitmap }) in tasks.into_iter().enumerate() {
         let job = job_name(number);
         let order = order(store, &job, work);
-        let engine = Arc::new(Engine { store: store.clone(), order, bitmap, heard: Mutex::default() });
-        perform_here(&job, engine.clone(), Arc::new(Machine::new(&disk, io_uring)))?;
+        let believed = common.believe.then(Mutex::default);
+        let store = store.clone();
+        let engine = Arc::new(Engine { store, order, bitmap, heard: Mutex::default(), believed });
+        perform_here(&job, engine.clone(), Arc::new(Machine::new(&disk, !common.no_io_uring)))?;
         let heard = std::mem::take(&mut *engine.heard.lock().expect("the job is over"));
         all.push(ended(heard)?);
     }
