@@ -266,7 +266,7 @@ impl Verdict {
             (Bound::Network, _) => "bound by the network".into(),
             (Bound::Store, Some(Stage::Verify)) => "bound by the store (checking packs)".into(),
             (Bound::Store, _) => "bound by the store".into(),
-            (Bound::RateLimit, _) => "bound by the rate limit (asked for)".into(),
+            (Bound::RateLimit, _) => "bound by the limits on reading (asked for)".into(),
             (Bound::Nothing, _) => "bound by no single part".into(),
         }
     }

@@ -81,7 +81,7 @@ impl Second {
 #[test]
 fn what_is_busy_nearly_always_is_named() {
     Second { read: 950, ..CALM }.is("bound by reading the disk");
-    Second { held: 950, ..CALM }.is("bound by the rate limit (asked for)");
+    Second { held: 950, ..CALM }.is("bound by the limits on reading (asked for)");
     Second { seal: 950, cpu: 1400, ..CALM }.is("bound by compressing (processor)");
     Second { hash: 900, ..CALM }.is("bound by hashing (processor)");
 }
