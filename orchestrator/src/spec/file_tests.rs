@@ -177,6 +177,16 @@ fn options_that_contradict_each_other_are_refused_in_the_file_and_for_each_vm() 
     with("[options]\ndelegate_addresses = \"10.0.0.9/24\"\n[run]\nmax_jobs = 1").expect("one at a time");
 }
 
+#[test]
+fn a_floor_goes_with_a_latency_in_either_order_and_not_alone() {
+    let (latency, floor) = ("throttle_latency = \"20 ms\"", "throttle_floor = \"8 MiB/s\"");
+    let one = with(&format!("[options]\n{latency}\n{floor}")).expect("both").options.throttle;
+    let other = with(&format!("[options]\n{floor}\n{latency}")).expect("both").options.throttle;
+    assert_eq!(one, other);
+    assert_eq!(one.expect("a throttle").floor.get(), 8 << 20);
+    with(&format!("[options]\n{floor}")).expect_err("alone");
+}
+
 /// Each default, written as the table says, changes nothing.
 #[test]
 fn the_defaults_in_the_table_are_those_of_the_types() {

@@ -113,9 +113,9 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
     ),
     setting!(
         "throttle_floor",
-        "\"4 MiB/s\"",
+        "",
         "a rate of at least 64 KiB/s, such as \"4 MiB/s\", with throttle_latency",
-        "least that is read all the same",
+        "least that is read all the same, 4 MiB/s where nothing is said",
         |o, v| o.throttle = Some(throttle_floor(v, o.throttle)?)
     ),
     setting!(
