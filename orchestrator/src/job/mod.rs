@@ -312,17 +312,18 @@ impl<'a> Job<'a> {
     async fn abandon(self, failure: Failure, entries: &[Entry]) -> JobResult {
         self.step("clean up");
         // The pool may be at it still, and what it makes shall not appear behind the clean-up.
-        if failure.error.is_open()
-            && let Err(error) = reconcile::settle_job(&self.pool, &self.id).await
-        {
-            tracing::debug!(job = %self.id, "{}", error.chain());
-        }
+        let busy = match failure.error.is_open() {
+            true => reconcile::settle_job(&self.pool, &self.id).await,
+            false => Ok(Vec::new()),
+        };
+        let busy = busy.unwrap_or_else(|error| vec![format!("nobody knows what: {}", error.chain())]);
         let removed = cleanup::remove_job(&self.pool, &self.id, entries).await;
         let kind = failure.error.kind();
         let mut leftovers = match &removed {
             Ok(Removed { leftovers, .. }) => leftovers.clone(),
             Err(error) => vec![format!("unknown: {}", error.chain())],
         };
+        leftovers.extend(busy.iter().map(|operation| format!("still under way in the pool: {operation}")));
         // The call may have reached the pool although its answer did not reach us.
         let unsettled = removed.is_ok_and(|removed| cleanup::is_unsettled(entries, &removed));
         if failure.error.is_open() && unsettled {
