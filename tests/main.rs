@@ -16,6 +16,7 @@ mod pool_faults;
 mod pools;
 mod preflight;
 mod release;
+mod retention;
 mod signing;
 mod slow_disks;
 mod soak;

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report, table};
-use ads::{Depth, ErrorKind, PointId, Scope, Store, StoredPoint, VerifyReport};
+use ads::{Depth, ErrorKind, Pin, PointId, Scope, Store, StoredPoint, VerifyReport};
 use blocks::ByteCount;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,17 +72,17 @@ pub fn list(store: &Store, vm: Option<&str>, report: &Report) -> Result<()> {
         .iter()
         .filter(|stored| vm.is_none_or(|vm| stored.point.vm.name == vm || stored.point.vm.uuid == vm))
         .collect();
-    let doubts = Doubts::of(&all.points);
+    let known = Known { doubts: Doubts::of(&all.points), pins: store.pins().map_err(store_error)? };
     let value = json!({
-        "points": points.iter().map(|stored| summary(stored, &doubts)).collect::<Vec<_>>(),
+        "points": points.iter().map(|stored| summary(stored, &known)).collect::<Vec<_>>(),
         "damaged": all.damaged.iter().map(|d| json!({"path": d.path, "reason": d.reason.to_string()})).collect::<Vec<_>>(),
     });
     report.answer(&value, || match points.as_slice() {
         [] => "no restore points".into(),
         points => {
-            let rows: Vec<_> = points.iter().map(|stored| row(stored, &doubts)).collect();
+            let rows: Vec<_> = points.iter().map(|stored| row(stored, &known)).collect();
             let mut text = table(&["POINT", "TIME", "VM", "DISKS", "SIZE", "MODE", "READ", "STORED", ""], &rows);
-            if points.iter().any(|stored| doubts.concern(stored)) {
+            if points.iter().any(|stored| known.doubts.concern(stored)) {
                 text.push_str(
                     "\nSUSPECT: an audit caught change tracking missing writes; what was not listed is missing in \
                      these points. The next point of the same VM is whole.",
@@ -128,9 +128,15 @@ impl Doubts {
     }
 }
 
-fn summary(stored: &StoredPoint, doubts: &Doubts) -> serde_json::Value {
+/// What stands beside the points.
+struct Known {
+    doubts: Doubts,
+    pins: BTreeMap<PointId, Pin>,
+}
+
+fn summary(stored: &StoredPoint, known: &Known) -> serde_json::Value {
     json!({
-        "suspect": doubts.concern(stored), "bad": sum_of_bad(stored), "quiesced": stored.point.quiesced,
+        "suspect": known.doubts.concern(stored), "pin": known.pins.get(&stored.id), "bad": sum_of_bad(stored), "quiesced": stored.point.quiesced,
         "checkpoint": stored.point.checkpoint,
         "id": stored.id, "created": stored.point.created, "vm": stored.point.vm.name,
         "vm_uuid": stored.point.vm.uuid, "pool": stored.point.pool.name, "job": stored.point.job,
@@ -138,7 +144,7 @@ fn summary(stored: &StoredPoint, doubts: &Doubts) -> serde_json::Value {
     })
 }
 
-fn row(stored: &StoredPoint, doubts: &Doubts) -> Vec<String> {
+fn row(stored: &StoredPoint, known: &Known) -> Vec<String> {
     let disks = &stored.point.disks;
     let sum = |of: &dyn Fn(&ads::PointDisk) -> ByteCount| {
         disks.iter().fold(ByteCount::new(0), |sum, disk| sum.saturating_add(of(disk))).to_string()
@@ -154,16 +160,17 @@ fn row(stored: &StoredPoint, doubts: &Doubts) -> Vec<String> {
         modes.join("+"),
         sum(&|disk| ByteCount::new(disk.counts.moved.get().saturating_sub(disk.counts.audited.get()))),
         sum(&|disk| disk.counts.sealed),
-        marks(stored, doubts),
+        marks(stored, known),
     ]
 }
 
-/// What is wrong with a point, in capitals.
-fn marks(stored: &StoredPoint, doubts: &Doubts) -> String {
+/// What is wrong with a point, in capitals; and whether it is pinned.
+fn marks(stored: &StoredPoint, known: &Known) -> String {
     let bad = sum_of_bad(stored);
-    let suspect = doubts.concern(stored).then(|| "SUSPECT".to_owned());
+    let suspect = known.doubts.concern(stored).then(|| "SUSPECT".to_owned());
     let bad = (bad.get() > 0).then(|| format!("BAD {bad}"));
-    suspect.into_iter().chain(bad).collect::<Vec<_>>().join(" ")
+    let pinned = known.pins.contains_key(&stored.id).then(|| "pinned".to_owned());
+    suspect.into_iter().chain(bad).chain(pinned).collect::<Vec<_>>().join(" ")
 }
 
 fn has_bad(stored: &StoredPoint) -> bool {

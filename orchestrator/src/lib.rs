@@ -30,6 +30,7 @@ pub mod references;
 pub mod release;
 pub mod removal;
 pub mod report;
+pub mod retention;
 pub mod retry;
 pub mod schedule;
 pub mod selection;

@@ -113,6 +113,17 @@ pub enum Event {
         /// What it means, and what to do.
         message: String,
     },
+    /// After a job, restore points that no rule keeps were removed.
+    PointsRemoved {
+        /// The job's uuid.
+        job: String,
+        /// The VM's name.
+        subject: String,
+        /// Ids of the points that are gone.
+        removed: Vec<String>,
+        /// How many of the job's points of this VM stay.
+        kept: usize,
+    },
     /// Odd, but it went on.
     Warning {
         /// The job's uuid, where it belongs to one.
@@ -321,6 +332,11 @@ impl Report {
             Event::Alarm { message, .. } => self.tell(&format!("ALARM: {message}")),
             Event::BadBlocks { message, .. } => self.tell(&format!("BAD BLOCKS: {message}")),
             Event::Warning { message, .. } => self.tell(&format!("warning: {message}")),
+            Event::PointsRemoved { subject, removed, kept, .. } if !removed.is_empty() => {
+                let count = removed.len();
+                self.tell(&format!("{subject:<20} {count} restore points removed by the rules, {kept} stay"));
+            }
+            Event::PointsRemoved { .. } => {}
             Event::Note { message } => self.tell(message),
         }
     }

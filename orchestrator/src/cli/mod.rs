@@ -6,6 +6,7 @@ mod options;
 mod plan;
 mod pools;
 mod release;
+mod retention;
 mod run;
 mod templates;
 mod work;
@@ -107,6 +108,33 @@ enum Command {
         after_help = "Example:\n  abd restore 3f2a90c1b4d2\n  abd restore 3f2a --disk 0 --sr 'Local storage'"
     )]
     Restore(RestoreArgs),
+    /// Remove restore points that no rule keeps. Asks first.
+    ///
+    /// Each VM is judged by itself, and of each VM the points of each job. A rule counts only periods that have a point.
+    /// The newest point always stays, and so do pinned ones. A point that is in doubt or lacks parts of a disk does not
+    /// take the place of a good one.
+    #[command(
+        after_help = "Example:\n  abd prune web01 --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run\n  abd prune --all --keep-within 30d --keep-yearly 10 --yes\n  abd prune --every 1d --for 2y --keep-daily 7 --keep-monthly 12"
+    )]
+    Prune(Box<retention::PruneArgs>),
+    /// Remove restore points by name. Asks first.
+    #[command(after_help = "Example:\n  abd remove 3f2a90c1b4d2")]
+    Remove(retention::RemoveArgs),
+    /// Make a restore point stay, whatever rules say.
+    #[command(after_help = "Example:\n  abd pin 3f2a90c1b4d2 --note 'before the migration'")]
+    Pin {
+        /// Its id, or the beginning of it.
+        point: String,
+        /// Why, in a few words.
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// Let rules decide about a restore point again.
+    #[command(after_help = "Example:\n  abd unpin 3f2a90c1b4d2")]
+    Unpin {
+        /// Its id, or the beginning of it.
+        point: String,
+    },
     /// Check restore points: that everything they need is there, or every byte.
     #[command(after_help = "Example:\n  abd verify --read-data")]
     Verify {

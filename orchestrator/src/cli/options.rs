@@ -1,5 +1,6 @@
 //! Options of jobs as flags: each is a key of a job file with `-` for `_`, and goes before the file's.
 
+use crate::retention::Rules;
 use crate::spec::{
     self, CbtMode, CoalescePolicy, DelegateOptions, DiskFilter, JobOptions, Limits, RunOptions,
     ThrottleOptions,
@@ -44,6 +45,52 @@ impl DelegateArgs {
             options.addresses.clone_from(&self.delegate_address);
             options.gateways.clone_from(&self.delegate_gateway);
         }
+    }
+}
+
+/// Which restore points stay. Without any of these all do.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Which restore points stay")]
+pub(super) struct RuleArgs {
+    /// So many of the newest.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_last: Option<u32>,
+    /// The newest of each of so many hours.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_hourly: Option<u32>,
+    /// The newest of each of so many days.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_daily: Option<u32>,
+    /// The newest of each of so many weeks.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_weekly: Option<u32>,
+    /// The newest of each of so many months.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_monthly: Option<u32>,
+    /// The newest of each of so many years.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=spec::MAX_KEEP))]
+    keep_yearly: Option<u32>,
+    /// All that are at most so much older than the newest, such as 36h, 30d, 8w or 1y.
+    #[arg(long, value_name = "AGE", value_parser = spec::parse_age)]
+    keep_within: Option<Duration>,
+}
+
+impl RuleArgs {
+    /// What was said, and nothing else.
+    pub(super) fn rules(&self) -> Rules {
+        let mut rules = Rules::default();
+        self.apply(&mut rules);
+        rules
+    }
+
+    fn apply(&self, rules: &mut Rules) {
+        rules.last = self.keep_last.or(rules.last);
+        rules.hourly = self.keep_hourly.or(rules.hourly);
+        rules.daily = self.keep_daily.or(rules.daily);
+        rules.weekly = self.keep_weekly.or(rules.weekly);
+        rules.monthly = self.keep_monthly.or(rules.monthly);
+        rules.yearly = self.keep_yearly.or(rules.yearly);
+        rules.within = self.keep_within.or(rules.within);
     }
 }
 
@@ -118,6 +165,8 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "DURATION", value_parser = spec::parse_pause)]
     retry_pause: Option<Duration>,
     #[command(flatten)]
+    keep: RuleArgs,
+    #[command(flatten)]
     delegate: DelegateArgs,
 }
 
@@ -152,6 +201,7 @@ impl JobArgs {
         options.ignore_space |= self.ignore_space;
         put(&mut options.retries, self.retries);
         put(&mut options.retry_pause, self.retry_pause);
+        self.keep.apply(&mut options.keep);
         self.delegate.apply(&mut options.delegate);
     }
 }

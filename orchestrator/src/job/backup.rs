@@ -11,8 +11,11 @@ use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::preflight::{self, Finding, Gate, Known, Subject};
+use crate::report::{Event, JobSummary};
+use crate::retention;
 use crate::spec::JobOptions;
 use crate::tracking::Decision;
+use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use wire::{BackupDisk, Work};
@@ -67,14 +70,47 @@ pub async fn run(
         return job.abandon(error.into(), &entries).await;
     }
     match job.backup(vm, host, &history, &mut entries, started).await {
-        Ok((Tidied::Fully, summary)) => job.succeeded(summary),
-        // The backup is good; its journal stays for `reconcile`.
-        Ok((Tidied::Partly, summary)) => job.left_something(summary),
+        Ok((tidied, summary)) => {
+            job.retain(record.uuid.as_str()).await;
+            job.ended(tidied, summary)
+        }
         Err(failure) => job.abandon(failure, &entries).await,
     }
 }
 
 impl Job<'_> {
+    /// How a job that made its restore point ends.
+    fn ended(self, tidied: Tidied, summary: JobSummary) -> JobResult {
+        match tidied {
+            Tidied::Fully => self.succeeded(summary),
+            // The backup is good; its journal stays for `reconcile`.
+            Tidied::Partly => self.left_something(summary),
+        }
+    }
+
+    /// Removes restore points of the VM that the job's rules do not keep. That they cannot be removed harms no backup.
+    async fn retain(&self, vm: &str) {
+        let (run, rules) = (self.run, self.options.keep.clone());
+        if rules.is_empty() {
+            return;
+        }
+        self.step("retention");
+        let (store, name, vm) = (run.store.clone(), run.name.clone(), vm.to_owned());
+        let remove = move || retention::apply::after_job(&store, &vm, name, &rules, &TimeZone::system());
+        let removed = tokio::task::spawn_blocking(remove)
+            .await
+            .map_err(|error| Error::new(Kind::Failed, "a store operation was stopped").because(error));
+        match removed.and_then(|removed| removed) {
+            Ok((kept, removed)) => self.run.report.event(&Event::PointsRemoved {
+                job: self.id.clone(),
+                subject: self.subject.clone(),
+                removed: removed.iter().map(ToString::to_string).collect(),
+                kept,
+            }),
+            Err(error) => self.warn(format!("old restore points are not removed: {}", error.chain())),
+        }
+    }
+
     /// Everything that would make the job fail later is found out now, before anything is touched.
     async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Entrance> {
         self.step("check");
@@ -105,7 +141,7 @@ impl Job<'_> {
         history: &History,
         entries: &mut Vec<Entry>,
         started: Instant,
-    ) -> Result<(Tidied, crate::report::JobSummary), Failure> {
+    ) -> Result<(Tidied, JobSummary), Failure> {
         // Read again: hooks and waits may have passed since the run looked, and a disk may have been attached.
         let record = &self.pool.client.get_record::<Vm>(vm).await.context(|| "look at the VM".into())?;
         let mut live = self.live_disks(record).await?;

@@ -15,8 +15,9 @@ mod values;
 pub use disks::{DiskFacts, DiskFilter, Pattern};
 pub use file::{Key, Override, RunSpec, Selection, keys, parse_text, read_file};
 pub use settings::parse_cidr;
-pub use values::{parse_duration, parse_pause, parse_percent, parse_rate, parse_size, parse_wait};
+pub use values::{parse_age, parse_duration, parse_pause, parse_percent, parse_rate, parse_size, parse_wait};
 
+use crate::retention::Rules;
 use crate::window::Window;
 use blocks::ByteCount;
 use std::net::IpAddr;
@@ -32,6 +33,8 @@ pub const CHAIN_LIMIT: u32 = 30;
 pub const DELEGATE_MEMORY: RangeInclusive<u64> = (64 << 20)..=(64 << 30);
 /// Most jobs at once that a limit may say.
 pub const MAX_JOBS: i64 = 64;
+/// Most points that one rule keeps: more than any schedule makes.
+pub const MAX_KEEP: i64 = 100_000;
 /// Most times that a job is tried again.
 pub const MAX_RETRIES: u32 = 10;
 /// One million: a share of this many parts per million is everything.
@@ -76,6 +79,8 @@ pub struct JobOptions {
     pub retries: u32,
     /// Pause before the first further try; each further one doubles it.
     pub retry_pause: Duration,
+    /// Which restore points of the VM stay after the job; all of them where there is no rule.
+    pub keep: Rules,
     /// Commands around the job, on this machine.
     pub hooks: JobHooks,
     /// The delegate.
@@ -103,6 +108,7 @@ impl Default for JobOptions {
             ignore_space: false,
             retries: 1,
             retry_pause: Duration::from_secs(60),
+            keep: Rules::default(),
             hooks: JobHooks::default(),
             delegate: DelegateOptions::default(),
         }

@@ -3,11 +3,11 @@
 
 use super::reader::{Raw, Setting, Table};
 use super::values::{
-    parse_latency, parse_pause, parse_percent, parse_rate, parse_seconds, parse_size, parse_wait,
+    parse_age, parse_latency, parse_pause, parse_percent, parse_rate, parse_seconds, parse_size, parse_wait,
 };
 use super::{
     CHAIN_LIMIT, CbtMode, CoalescePolicy, DELEGATE_MEMORY, Hook, HookCommand, HookFailure, JobOptions,
-    LEVELS, MAX_JOBS, MAX_RETRIES, RunOptions, ThrottleOptions, WindowEnd,
+    LEVELS, MAX_JOBS, MAX_KEEP, MAX_RETRIES, RunOptions, ThrottleOptions, WindowEnd,
 };
 use crate::window::Window;
 use blocks::ByteCount;
@@ -29,6 +29,8 @@ macro_rules! setting {
     };
 }
 
+/// What a rule may count.
+const KEEP: &str = "a whole number, 1 to 100000; without any `keep_` all of them stay";
 /// The forms of a hook.
 const HOOK_FORMS: &str =
     "a command line, a list of a program and its arguments, or { command, timeout, on_failure }";
@@ -166,6 +168,27 @@ pub(super) const JOB: &[Setting<JobOptions>] = &[
         "a duration, 1 s to a day",
         "pause before that; it doubles each time",
         |o, v| o.retry_pause = v.parsed(parse_pause)?
+    ),
+    setting!("keep_last", "", KEEP, "after the job so many of the newest restore points stay", |o, v| o
+        .keep
+        .last =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!("keep_hourly", "", KEEP, "the newest of each of so many hours", |o, v| o.keep.hourly =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!("keep_daily", "", KEEP, "the newest of each of so many days", |o, v| o.keep.daily =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!("keep_weekly", "", KEEP, "the newest of each of so many weeks", |o, v| o.keep.weekly =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!("keep_monthly", "", KEEP, "the newest of each of so many months", |o, v| o.keep.monthly =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!("keep_yearly", "", KEEP, "the newest of each of so many years", |o, v| o.keep.yearly =
+        Some(v.integer(1..=MAX_KEEP)?)),
+    setting!(
+        "keep_within",
+        "",
+        "an age, such as \"36 h\", \"30 d\", \"8 w\" or \"1 y\"",
+        "all that are at most so much older than the newest",
+        |o, v| o.keep.within = Some(v.parsed(parse_age)?)
     ),
     setting!(
         "before_job",

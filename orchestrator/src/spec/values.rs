@@ -65,6 +65,33 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// Longest age: no backup is kept longer.
+const MAX_AGE_YEARS: u64 = 200;
+
+/// Reads an age of restore points: `36 h`, `30 d`, `8 w` or `1 y`. A year has 365 days.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not an age; write it as in `36 h`, `30 d`, `8 w` or `1 y`");
+    let trimmed = text.trim();
+    let digits = trimmed.find(|at: char| !at.is_ascii_digit()).ok_or_else(wrong)?;
+    let (count, unit) = trimmed.split_at(digits);
+    let hours = match unit.trim() {
+        "h" => 1,
+        "d" => 24,
+        "w" => 7 * 24,
+        "y" => 365 * 24,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = count.parse().map_err(|_| wrong())?;
+    let hours = count.saturating_mul(hours);
+    if !(1..=MAX_AGE_YEARS * 365 * 24).contains(&hours) {
+        return Err(format!("'{text}' is outside of 1 h to {MAX_AGE_YEARS} y"));
+    }
+    Ok(Duration::from_secs(hours * 3600))
+}
+
 /// Reads a duration of whole seconds within bounds.
 pub(super) fn parse_seconds(text: &str, least: u64, most: u64) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
@@ -173,6 +200,19 @@ mod tests {
         }
         for text in ["0 ms", "20", "500 us", "1.5 ms", "10001 ms", "1 h"] {
             assert!(parse_latency(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ages_have_one_unit_and_bounds() {
+        let hours = |text: &str| parse_age(text).map(|age| age.as_secs() / 3600);
+        for (text, expected) in [("36 h", 36), ("30d", 720), (" 8 w ", 1344), ("1y", 8760)] {
+            assert_eq!(hours(text), Ok(expected), "{text}");
+        }
+        for wrong in
+            ["", "d", "30", "1 month", "1d 2h", "-1d", "0 d", "201 y", "99999999999999999999 y", "1\u{b2} d"]
+        {
+            assert!(hours(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -145,6 +145,18 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A restore point that is pinned cannot be removed.
+    #[error("restore point {id} is pinned")]
+    PointPinned {
+        /// The point.
+        id: PointId,
+    },
+    /// A pin that cannot be made.
+    #[error("the restore point cannot be pinned: {reason}")]
+    PinRefused {
+        /// What is wrong.
+        reason: String,
+    },
     /// A restore point's file is not what its name says.
     #[error("restore point {} is damaged: {reason}", path.display())]
     PointDamaged {
@@ -226,7 +238,10 @@ impl Error {
             Self::BadPack { .. } => ErrorKind::BadPack,
             Self::PointNotFound { .. } => ErrorKind::NotFound,
             Self::PointAmbiguous { .. } => ErrorKind::Ambiguous,
-            Self::PointRefused { .. } | Self::Job { .. } => ErrorKind::Refused,
+            Self::PointRefused { .. }
+            | Self::PinRefused { .. }
+            | Self::PointPinned { .. }
+            | Self::Job { .. } => ErrorKind::Refused,
             Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,
         }
     }

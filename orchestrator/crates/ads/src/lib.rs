@@ -31,7 +31,7 @@ pub use error::{Error, ErrorKind};
 pub use ingest::PackReceipt;
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FileOps, Finding, LocalFiles, NodeReader,
+    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FileOps, Finding, LocalFiles, NodeReader, Pin,
     PointDisk, PointId, PointPool, PointVm, Points, RestorePoint, Scope, SkippedPack, Store, StoredPoint,
     Usage, VerifyProgress, VerifyReport, timestamp,
 };

@@ -124,6 +124,25 @@ fn points_are_found_listed_and_forgotten() {
 }
 
 #[test]
+fn a_pinned_point_is_not_removed_even_where_its_pin_is_damaged() {
+    let (_dir, store) = store();
+    let tree = store_disk(&store, &disk(1, 65536)).unwrap();
+    let id = store.commit_point(&point(&store, "a", WHEN, &[tree])).unwrap();
+    assert!(!store.unpin(id).unwrap());
+    store.pin(id, "first").unwrap();
+    store.pin(id, "second").unwrap();
+    assert_eq!(store.pins().unwrap()[&id].note, "second");
+    assert_eq!(store.pin(id, &"x".repeat(1001)).unwrap_err().kind(), ErrorKind::Refused);
+    fs::write(store.dir().join(format!("pins/{id}.json")), "rubbish").unwrap();
+    fs::write(store.dir().join("pins/stray"), "").unwrap();
+    assert_eq!(store.pins().unwrap().len(), 1);
+    assert_eq!(store.remove_point(id).unwrap_err().kind(), ErrorKind::Refused);
+    assert!(store.unpin(id).unwrap());
+    store.remove_point(id).unwrap();
+    assert_eq!(store.pin(id, "").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn an_ambiguous_prefix_names_two_points() {
     let (_dir, store) = store();
     let mut points = Vec::new();

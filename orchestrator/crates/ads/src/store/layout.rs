@@ -129,6 +129,10 @@ impl Layout {
         self.dir.join("points")
     }
 
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.dir.join("pins")
+    }
+
     pub(crate) fn tmp(&self) -> PathBuf {
         self.dir.join("tmp")
     }

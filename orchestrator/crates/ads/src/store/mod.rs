@@ -5,6 +5,7 @@
 //! packs      the packs and their indexes  index    id to place, in memory
 //! nodes      reading blocks and trees     tree     proof that a tree is whole
 //! points     restore points               verify   what is damaged, and who suffers
+//! pins       points that must stay
 //! ```
 
 mod cache;
@@ -13,6 +14,7 @@ mod index;
 mod layout;
 mod nodes;
 mod packs;
+mod pins;
 mod points;
 mod report;
 mod time;
@@ -22,6 +24,7 @@ mod verify;
 pub use layout::{FileOps, LocalFiles};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
+pub use pins::Pin;
 pub use points::{
     DamagedPoint, DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, Points, RestorePoint,
     StoredPoint,

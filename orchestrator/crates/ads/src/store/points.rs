@@ -349,8 +349,11 @@ impl Store {
     /// Forgets a restore point. Its blocks stay.
     ///
     /// # Errors
-    /// [`Error::PointNotFound`], or what the file system says.
+    /// [`Error::PointNotFound`], [`Error::PointPinned`], or what the file system says.
     pub fn remove_point(&self, id: PointId) -> Result<(), Error> {
+        if self.is_pinned(id) {
+            return Err(Error::PointPinned { id });
+        }
         let path = self.point_path(id);
         match path.exists() {
             true => self.layout.remove(&path),
@@ -364,7 +367,7 @@ impl Store {
 }
 
 /// The id that a file's name says; `None` for any other name.
-fn id_of(path: &Path) -> Option<PointId> {
+pub(super) fn id_of(path: &Path) -> Option<PointId> {
     let id: PointId = path.file_stem()?.to_str()?.parse().ok()?;
     (path.file_name()?.to_str()? == format!("{id}.json")).then_some(id)
 }
