@@ -74,6 +74,11 @@ fn prune_shows_asks_and_removes_what_no_rule_keeps_and_leaves_what_is_pinned() {
     lab.abd(&["remove", &all[0], &all[2], "--yes"]).ok();
     assert_eq!(ids(&lab.points(&web.uuid)), all[3..]);
     lab.abd(&["remove", &all[0], "--yes"]).fails_with(3);
+    let counted = lab.abd(&["stats", "web01", "--points"]).ok();
+    let (vm, store) = (&counted.answer()["vms"][0], &counted.answer()["store"]);
+    assert_eq!((&vm["points"], &vm["full"]), (&Value::from(1), &Value::from(2 * 65536)));
+    assert!(store["unreached"].as_u64() > Some(0), "what the removed points had is still there: {store}");
+    lab.abd(&["stats", "web02"]).fails_with(3);
     lab.assert_store_whole();
     lab.assert_restores(&web);
 }

@@ -1,6 +1,6 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, jobs, plan, pools, release, retention, run, templates};
+use super::{Command, Session, jobs, plan, pools, release, retention, run, stats, templates};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -36,6 +36,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
                 .await
                 .map_err(|error| Error::new(Kind::Failed, "the check was stopped").because(error))?
         }
+        Command::Stats { vm, points } => stats::run(session, vm, points).await,
         Command::Prune(args) => retention::prune(session, *args).await,
         Command::Remove(args) => retention::remove(session, args).await,
         Command::Pin { point, note } => retention::pin(session, &point, &note).await,

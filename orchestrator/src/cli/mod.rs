@@ -8,6 +8,7 @@ mod pools;
 mod release;
 mod retention;
 mod run;
+mod stats;
 mod templates;
 mod work;
 
@@ -108,6 +109,17 @@ enum Command {
         after_help = "Example:\n  abd restore 3f2a90c1b4d2\n  abd restore 3f2a --disk 0 --sr 'Local storage'"
     )]
     Restore(RestoreArgs),
+    /// Count what VMs and restore points take in the store, and what removing them would free.
+    #[command(
+        after_help = "Example:\n  abd stats\n  abd stats web01 --points\n  abd --json stats | jq '.vms[] | {vm, stored}'"
+    )]
+    Stats {
+        /// Only this VM, by name or uuid.
+        vm: Option<String>,
+        /// Each restore point too.
+        #[arg(long)]
+        points: bool,
+    },
     /// Remove restore points that no rule keeps. Asks first.
     ///
     /// Each VM is judged by itself, and of each VM the points of each job. A rule counts only periods that have a point.

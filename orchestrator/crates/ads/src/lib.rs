@@ -32,6 +32,6 @@ pub use ingest::PackReceipt;
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
     Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FileOps, Finding, LocalFiles, NodeReader, Pin,
-    PointDisk, PointId, PointPool, PointVm, Points, RestorePoint, Scope, SkippedPack, Store, StoredPoint,
-    Usage, VerifyProgress, VerifyReport, timestamp,
+    PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RestorePoint, Scope, SkippedPack,
+    Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
 };

@@ -5,7 +5,7 @@
 //! packs      the packs and their indexes  index    id to place, in memory
 //! nodes      reading blocks and trees     tree     proof that a tree is whole
 //! points     restore points               verify   what is damaged, and who suffers
-//! pins       points that must stay
+//! pins       points that must stay         statistics  what VMs and points take
 //! ```
 
 mod cache;
@@ -17,6 +17,7 @@ mod packs;
 mod pins;
 mod points;
 mod report;
+mod statistics;
 mod time;
 mod tree;
 mod verify;
@@ -30,6 +31,7 @@ pub use points::{
     StoredPoint,
 };
 pub use report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
+pub use statistics::{PointStatistics, Statistics, VmStatistics};
 pub use time::timestamp;
 
 use crate::Error;

@@ -173,6 +173,13 @@ impl Packs {
         self.table.read().expect(LOCKED).records[number as usize]
     }
 
+    /// A pack's index, read again.
+    pub(crate) fn index_of(&self, number: u32) -> Result<PackIndex, Error> {
+        let record = self.record(number);
+        let file = self.open(number, record.id)?;
+        read_index(&file).map(|(_, index)| index).map_err(|reason| damaged(record.id, reason))
+    }
+
     /// How many packs there are, and their bytes.
     pub(crate) fn totals(&self) -> (u64, ByteCount) {
         let table = self.table.read().expect(LOCKED);
