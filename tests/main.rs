@@ -17,6 +17,9 @@ mod pools;
 mod preflight;
 mod release;
 mod retention;
+mod s3;
+#[path = "../orchestrator/crates/ads/tests/support/servers.rs"]
+mod servers;
 mod signing;
 mod slow_disks;
 mod soak;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report, table};
-use ads::{Depth, ErrorKind, Pin, PointId, Scope, Store, StoredPoint, VerifyReport};
+use ads::{Depth, ErrorKind, Pin, Place, PointId, Scope, Store, StoredPoint, VerifyReport};
 use blocks::ByteCount;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,38 +14,56 @@ const SHOWN_FINDINGS: usize = 20;
 /// Unreadable parts of one disk that are shown to people.
 const SHOWN_RANGES: usize = 10;
 
-/// Opens a store; makes it first where the directory is absent or empty and `create` is set.
+/// Opens a store, a directory or `s3://BUCKET/PREFIX`; makes it first where nothing is there and `create` is set. The
+/// second value says whether it was made.
 ///
 /// # Errors
-/// [`Kind::Store`] naming the directory and what helps.
-pub fn open(directory: &Path, create: bool) -> Result<(Arc<Store>, bool)> {
-    let empty = match std::fs::read_dir(directory) {
-        Ok(mut items) => items.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    };
-    if empty && !create {
-        return Err(Error::new(Kind::Store, format!("there is no store at {}", directory.display()))
-            .remedy("name the store with --store; `abd backup --init-store` makes one there"));
+/// [`Kind::Store`] naming the place and what helps.
+pub fn open(path: &Path, create: bool) -> Result<(Arc<Store>, bool)> {
+    let place = Place::from_path(path).map_err(store_error)?;
+    match Store::open_at(&place) {
+        Ok(store) => Ok((Arc::new(store), false)),
+        Err(error) if error.kind() == ErrorKind::NotAStore && vacant(&place) => match create {
+            true => Ok((Arc::new(Store::init_at(&place).map_err(store_error)?), true)),
+            false => Err(Error::new(Kind::Store, format!("there is no store at {place}")).remedy(
+                "name the store with --store; `abd store init` makes one there, and so does --init-store",
+            )),
+        },
+        Err(error) => Err(store_error(error)),
     }
-    let store = if empty { Store::init(directory) } else { Store::open(directory) };
-    Ok((Arc::new(store.map_err(store_error)?), empty))
+}
+
+/// Whether nothing at all is where a store is looked for: then one may be made. Where that cannot be told, there is
+/// something.
+pub fn is_vacant(path: &Path) -> bool {
+    Place::from_path(path).is_ok_and(|place| vacant(&place))
+}
+
+fn vacant(place: &Place) -> bool {
+    place.backend().and_then(|backend| backend.is_vacant()).unwrap_or(false)
 }
 
 /// Gives a store's error its meaning for the exit code.
 pub fn store_error(error: ads::Error) -> Error {
     let (kind, remedy) = match error.kind() {
-        ErrorKind::Full => (Kind::StoreFull, Some("make room in the store's file system and run again")),
+        ErrorKind::Full => (Kind::StoreFull, Some("make room where the store is, and run again")),
         ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::BadPack => {
             (Kind::Damaged, Some("run `abd verify --read-data` to see what is damaged"))
         }
         ErrorKind::NotFound => (Kind::NotFound, Some("see `abd list`")),
         ErrorKind::Ambiguous => (Kind::NotFound, Some("give more digits of the restore point's id")),
-        ErrorKind::NotAStore => (Kind::Store, Some("name another directory with --store")),
+        ErrorKind::NotAStore => (Kind::Store, Some("name another place with --store")),
         ErrorKind::Unsupported => (Kind::Store, Some("use the version of abd that wrote it")),
         ErrorKind::Busy => (Kind::Store, Some("wait until the other process has ended")),
         ErrorKind::Io => {
             (Kind::Store, Some("check the directory's permissions, its file system and the mount"))
         }
+        ErrorKind::Remote => (
+            Kind::Store,
+            Some(
+                "check the address, the bucket and the credentials; orchestrator/README.md says where they are looked for",
+            ),
+        ),
         ErrorKind::Exists | ErrorKind::Refused => (Kind::Store, None),
     };
     let wrapped = Error::new(kind, error.to_string());

@@ -9,6 +9,7 @@ mod release;
 mod retention;
 mod run;
 mod stats;
+mod store;
 mod templates;
 mod work;
 
@@ -23,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use store::StoreCommand;
 use templates::TemplateCommand;
 use xapi::{Ref, Sr};
 
@@ -50,8 +52,8 @@ pub struct Cli {
     #[arg(long, global = true, env = "ABD_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// Directory of the data store [default: `store` in the state directory].
-    #[arg(long, global = true, env = "ABD_STORE", value_name = "DIR")]
+    /// The data store: a directory, or s3://BUCKET/PREFIX?OPTIONS [default: `store` in the state directory].
+    #[arg(long, global = true, env = "ABD_STORE", value_name = "PLACE")]
     store: Option<PathBuf>,
 
     /// More log lines on standard error; twice for every call.
@@ -156,6 +158,9 @@ enum Command {
         #[arg(long)]
         read_data: bool,
     },
+    /// Make, describe and try the data store.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Remove what dead jobs left in the pools. Can be run at any time.
     #[command(after_help = "Example:\n  abd reconcile")]
     Reconcile {

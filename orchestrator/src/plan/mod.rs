@@ -47,11 +47,7 @@ impl Past {
     /// # Errors
     /// Where there is a store and it cannot be read.
     pub fn read(directory: &Path) -> crate::error::Result<Self> {
-        let empty = std::fs::read_dir(directory).map_or_else(
-            |error| error.kind() == std::io::ErrorKind::NotFound,
-            |mut items| items.next().is_none(),
-        );
-        if empty {
+        if crate::catalog::is_vacant(directory) {
             return Ok(Self::default());
         }
         let (store, _) = crate::catalog::open(directory, false)?;

@@ -32,7 +32,7 @@ pub struct Here {
 /// What was seen of the store.
 #[derive(Debug)]
 pub struct StoreFacts {
-    /// Its directory.
+    /// Its directory, or its address.
     pub path: PathBuf,
     /// What opening it gave.
     pub state: StoreState,
@@ -86,8 +86,6 @@ impl Here {
 }
 
 fn look_at_store(path: &Path) -> StoreFacts {
-    let empty = std::fs::read_dir(path)
-        .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut items| items.next().is_none());
     let state = match catalog::open(path, false) {
         Ok((store, _)) => {
             let usage = store.usage();
@@ -103,9 +101,13 @@ fn look_at_store(path: &Path) -> StoreFacts {
                     .unwrap_or_default(),
             }
         }
-        Err(error) if empty => StoreState::Absent(error),
+        Err(error) if catalog::is_vacant(path) => StoreState::Absent(error),
         Err(error) => StoreState::Unusable(error),
     };
+    // Object storage has no free space to speak of, and whether it can be written only writing tells.
+    if ads::Place::from_path(path).is_ok_and(|place| place.is_remote()) {
+        return StoreFacts { path: path.to_owned(), state, writable: Ok(()), room: None };
+    }
     // A store that is not there yet is made below the nearest directory that is.
     let existing = path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     let room = rustix::fs::statvfs(existing).ok().map(|stat| {

@@ -17,7 +17,7 @@ pub struct RunSpec {
     pub name: String,
     /// Names of the pools; the only one that is known where empty.
     pub pools: Vec<String>,
-    /// Directory of the store, where the file names one.
+    /// Directory or address of the store, where the file names one.
     pub store: Option<PathBuf>,
     /// VMs that are backed up.
     pub select: Selection,
@@ -123,8 +123,8 @@ const TOP: &[Setting<Top>] = &[
     },
     Setting {
         key: "store",
-        about: "directory of the data store; --store and ABD_STORE go before it",
-        allowed: "a path",
+        about: "directory of the data store, or its address in object storage; --store and ABD_STORE go before it",
+        allowed: "a path, or s3://BUCKET/PREFIX?OPTIONS",
         default: "",
         set: |top, raw| {
             top.store = Some(raw.parsed(not_empty)?.into());

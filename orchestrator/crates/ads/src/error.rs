@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// What a caller can do about an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The directory holds no store: make one, or name the right directory.
+    /// There is no store: make one, or name the right place.
     NotAStore,
     /// Something is there already.
     Exists,
@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Refused,
     /// The file system or the network said no.
     Io,
+    /// The object storage said no, or cannot be reached: check its address, its bucket and the credentials.
+    Remote,
 }
 
 /// Every error of this crate. [`kind`](Error::kind) says what to do about it.
@@ -91,6 +93,32 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A request to object storage failed, after it was tried again where that makes sense.
+    #[error("{what} {}", place.display())]
+    Remote {
+        /// The verb.
+        what: &'static str,
+        /// The object's address.
+        place: PathBuf,
+        /// What the server said.
+        source: io::Error,
+    },
+    /// An address of object storage that is none.
+    #[error("'{text}' is no address of a store: {reason}")]
+    Address {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A backend that does not do what a store needs.
+    #[error("{} cannot hold a store: {what}", place.display())]
+    Unfit {
+        /// The directory or the address.
+        place: PathBuf,
+        /// What it did.
+        what: &'static str,
     },
     /// A pack that was handed in is not what it claims; nothing was kept.
     #[error("pack {id} is refused")]
@@ -156,6 +184,12 @@ pub enum Error {
     PinRefused {
         /// What is wrong.
         reason: String,
+    },
+    /// The store is not the one that was opened any more.
+    #[error("{} holds another store than the one that was opened; nothing was committed", dir.display())]
+    Changed {
+        /// The directory or the address.
+        dir: PathBuf,
     },
     /// A restore point's file is not what its name says.
     #[error("restore point {} is damaged: {reason}", path.display())]
@@ -241,8 +275,19 @@ impl Error {
             Self::PointRefused { .. }
             | Self::PinRefused { .. }
             | Self::PointPinned { .. }
-            | Self::Job { .. } => ErrorKind::Refused,
+            | Self::Job { .. }
+            | Self::Address { .. }
+            | Self::Changed { .. } => ErrorKind::Refused,
+            Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,
             Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,
+        }
+    }
+
+    /// Whether it says that an object is missing, and nothing worse.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Remote { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
         }
     }
 

@@ -1,6 +1,6 @@
-//! The ADS: a store of restore points in a local directory, and its HTTPS service for ABDs.
+//! The ADS: a store of restore points in a directory or in object storage, and its HTTPS service for ABDs.
 //!
-//! Owns: the directory that `seal`'s `FORMAT.md` describes, the in-memory index over its packs, the restore
+//! Owns: the objects that `seal`'s `FORMAT.md` describes, the in-memory index over its packs, the restore
 //! points, `verify`, and the server side of `wire`'s `PROTOCOL.md`.
 //!
 //! Promises: what was acknowledged is on disk and synced; every block and node that comes in is opened and
@@ -22,16 +22,21 @@
 
 #![forbid(unsafe_code)]
 
+mod backend;
 mod error;
 mod ingest;
 mod service;
 mod store;
 
+pub use backend::{
+    Backend, FileOps, Listed, LocalBackend, LocalFiles, MAX_KEY, Object, Place, Presence, Probe, S3Address,
+    S3Backend,
+};
 pub use error::{Error, ErrorKind};
 pub use ingest::PackReceipt;
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FileOps, Finding, LocalFiles, NodeReader, Pin,
+    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, NodeReader, Pin,
     PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RestorePoint, Scope, SkippedPack,
     Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
 };

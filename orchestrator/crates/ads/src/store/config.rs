@@ -3,20 +3,19 @@
 //! The id key is the one value in a store that nothing else could prove: with a wrong one every block looks
 //! damaged. `check` is there so that a damaged config is told apart from damaged blocks.
 
-use super::layout::Layout;
 use crate::Error;
+use crate::backend::{Backend, CONFIG};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
 use uuid::Uuid;
 
 const FORMAT: &str = "abd store";
-const VERSION: u32 = 1;
+/// The version of the format that this program writes, and the only one it reads.
+pub const FORMAT_VERSION: u32 = 1;
 const NOT_ENCRYPTED: &str = "none";
 /// Largest config that is read; one is about 300 bytes.
-const MAX_CONFIG_SIZE: u64 = 64 << 10;
+pub(super) const MAX_CONFIG_SIZE: u64 = 64 << 10;
 
 /// The checked config.
 #[derive(Clone)]
@@ -54,26 +53,20 @@ impl Config {
     }
 
     /// Reads and checks the config of a store.
-    pub(crate) fn read(layout: &Layout) -> Result<Self, Error> {
-        let path = layout.config();
+    pub(crate) fn read(backend: &dyn Backend) -> Result<Self, Error> {
+        let path = backend.place(CONFIG);
         let damaged = |reason: String| Error::Config { path: path.clone(), reason };
         let unsupported = |what: String| Error::Unsupported { path: path.clone(), what };
-        let bytes = match fs::metadata(&path).and_then(|found| match found.len() {
-            0..=MAX_CONFIG_SIZE => fs::read(&path),
-            _ => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
-        }) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NotAStore { dir: layout.dir.clone() });
-            }
-            Err(error) => return Err(layout.error("read", &path, error)),
-        };
+        let bytes = backend.get(CONFIG, MAX_CONFIG_SIZE).map_err(|error| match error.is_not_found() {
+            true => Error::NotAStore { dir: backend.root() },
+            false => error,
+        })?;
         let version: Version =
             serde_json::from_slice(&bytes).map_err(|error| damaged(format!("it does not parse: {error}")))?;
         if version.format != FORMAT {
             return Err(damaged(format!("its format is '{}', not '{FORMAT}'", version.format)));
         }
-        if version.version != VERSION {
+        if version.version != FORMAT_VERSION {
             return Err(unsupported(format!("version {}", version.version)));
         }
         let document: Document =
@@ -99,7 +92,7 @@ impl Config {
         });
         let mut document = Document {
             format: FORMAT.into(),
-            version: VERSION,
+            version: FORMAT_VERSION,
             id: self.id.to_string(),
             id_key,
             encryption: NOT_ENCRYPTED.into(),

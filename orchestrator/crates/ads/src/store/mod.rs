@@ -1,7 +1,7 @@
-//! A store in a local directory.
+//! A store, wherever its backend keeps the objects.
 //!
 //! ```text
-//! config     what the store is            layout   paths, durable writing, the lock
+//! config     what the store is            cache    what was used lately
 //! packs      the packs and their indexes  index    id to place, in memory
 //! nodes      reading blocks and trees     tree     proof that a tree is whole
 //! points     restore points               verify   what is damaged, and who suffers
@@ -11,7 +11,6 @@
 mod cache;
 mod config;
 mod index;
-mod layout;
 mod nodes;
 mod packs;
 mod pins;
@@ -22,7 +21,7 @@ mod time;
 mod tree;
 mod verify;
 
-pub use layout::{FileOps, LocalFiles};
+pub use config::FORMAT_VERSION;
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use pins::Pin;
@@ -35,21 +34,22 @@ pub use statistics::{PointStatistics, Statistics, VmStatistics};
 pub use time::timestamp;
 
 use crate::Error;
+use crate::backend::{Backend, CONFIG, FileOps, LocalBackend, Place, Presence, Probe, pack_key};
 use blocks::ByteCount;
 use cache::Generations;
 use config::Config;
-use layout::{Layout, Lock};
 use packs::Packs;
 use rayon::ThreadPool;
 use seal::{BlockId, IdKey, Node, NodeId, PackId, PackIndex, PackKind, TreeId};
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use uuid::Uuid;
 
 /// A store, open for reading and adding. All methods block.
 pub struct Store {
-    pub(crate) layout: Layout,
+    pub(crate) backend: Arc<dyn Backend>,
+    root: PathBuf,
     config: Config,
     pub(crate) id_key: IdKey,
     pub(crate) packs: Packs,
@@ -59,7 +59,7 @@ pub struct Store {
     finished: Mutex<HashSet<TreeId>>,
     /// Threads that walk trees, started with the first one.
     walkers: OnceLock<ThreadPool>,
-    _lock: Lock,
+    _presence: Presence,
 }
 
 /// How much a store holds.
@@ -84,7 +84,7 @@ impl Store {
     /// # Errors
     /// [`Error::Exists`] where something is in the way, [`Error::Full`], or what the file system says.
     pub fn init(dir: &Path) -> Result<Self, Error> {
-        Self::init_with(dir, Arc::new(LocalFiles))
+        Self::init_on(Arc::new(LocalBackend::new(dir)))
     }
 
     /// [`init`](Self::init) with other writing operations.
@@ -92,18 +92,37 @@ impl Store {
     /// # Errors
     /// As [`init`](Self::init).
     pub fn init_with(dir: &Path, ops: Arc<dyn FileOps>) -> Result<Self, Error> {
-        let layout = Layout::new(dir, ops.clone());
-        layout.ensure_dir(dir)?;
-        {
-            let _alone = layout.lock_alone()?;
-            refuse_occupied(&layout)?;
-            for below in [layout.packs(), layout.points(), layout.tmp()] {
-                layout.ensure_dir(&below)?;
-            }
-            // Last: until it is there, the directory is no store, and `init` can be run again.
-            layout.write(&layout.config(), &Config::generate()?.to_bytes())?;
+        Self::init_on(Arc::new(LocalBackend::with_ops(dir, ops)))
+    }
+
+    /// Makes a store at a place where nothing is, and opens it. What is on another machine is probed first.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init); [`Error::Unfit`] where the place does not do what a store needs.
+    pub fn init_at(place: &Place) -> Result<Self, Error> {
+        let backend = place.backend()?;
+        if place.is_remote() {
+            backend.prepare()?;
+            Probe::run(&*backend)?;
         }
-        Self::open_with(dir, ops)
+        Self::init_on(backend)
+    }
+
+    /// Makes a store on a backend on which nothing is, and opens it.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_on(backend: Arc<dyn Backend>) -> Result<Self, Error> {
+        {
+            let _alone = backend.enter(true)?;
+            backend.prepare()?;
+            // Last: until it is there, the place is no store, and `init` can be run again.
+            if !backend.put_new(CONFIG, &Config::generate()?.to_bytes())? {
+                let reason = "somebody else made a store there just now".into();
+                return Err(Error::Exists { dir: backend.root(), reason });
+            }
+        }
+        Self::open_on(backend)
     }
 
     /// Opens the store in `dir` and loads the index of every pack. Packs that cannot be read are left out
@@ -113,7 +132,7 @@ impl Store {
     /// [`Error::NotAStore`], [`Error::Config`], [`Error::Unsupported`], [`Error::Busy`], or what the file
     /// system says.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        Self::open_with(dir, Arc::new(LocalFiles))
+        Self::open_on(Arc::new(LocalBackend::new(dir)))
     }
 
     /// [`open`](Self::open) with other writing operations.
@@ -121,10 +140,25 @@ impl Store {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(dir: &Path, ops: Arc<dyn FileOps>) -> Result<Self, Error> {
-        let layout = Layout::new(dir, ops);
-        let config = Config::read(&layout)?;
-        let lock = layout.lock()?;
-        let (packs, skipped) = Packs::load(&layout)?;
+        Self::open_on(Arc::new(LocalBackend::with_ops(dir, ops)))
+    }
+
+    /// Opens the store at a place.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_at(place: &Place) -> Result<Self, Error> {
+        Self::open_on(place.backend()?)
+    }
+
+    /// Opens the store on a backend.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(backend: Arc<dyn Backend>) -> Result<Self, Error> {
+        let config = Config::read(&*backend)?;
+        let presence = backend.enter(false)?;
+        let (packs, skipped) = Packs::load(backend.clone())?;
         Ok(Self {
             id_key: IdKey::new(&config.id_key),
             config,
@@ -133,14 +167,23 @@ impl Store {
             node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
             finished: Mutex::default(),
             walkers: OnceLock::new(),
-            layout,
-            _lock: lock,
+            root: backend.root(),
+            backend,
+            _presence: presence,
         })
     }
 
-    /// The store's directory.
+    /// The store's directory, or its address in object storage.
     pub fn dir(&self) -> &Path {
-        &self.layout.dir
+        &self.root
+    }
+
+    /// Tries whether the place of the store still does what a store needs. Writes and removes an object under `tmp/`.
+    ///
+    /// # Errors
+    /// What the backend says, or [`Error::Unfit`] with what it did wrong.
+    pub fn probe(&self) -> Result<Probe, Error> {
+        Probe::run(&*self.backend)
     }
 
     /// The store's own id.
@@ -202,7 +245,7 @@ impl Store {
 
     /// Writes a checked pack durably and makes it known.
     pub(crate) fn keep_pack(&self, id: PackId, bytes: &[u8], index: &PackIndex) -> Result<(), Error> {
-        self.layout.write(&self.layout.pack(id), bytes)?;
+        self.backend.put(&pack_key(id), bytes)?;
         self.packs.add(id, u32::try_from(bytes.len()).expect("bounded by MAX_PACK_SIZE"), index);
         Ok(())
     }
@@ -212,23 +255,4 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Store({} at {})", self.id(), self.dir().display())
     }
-}
-
-/// Only the directories of an `init` that did not come to its end may be there.
-fn refuse_occupied(layout: &Layout) -> Result<(), Error> {
-    let exists = |reason: String| Err(Error::Exists { dir: layout.dir.clone(), reason });
-    if layout.config().exists() {
-        return exists("it holds a store already".into());
-    }
-    for path in packs::entries(layout, &layout.dir)? {
-        // The lost+found of a fresh file system's root is not ours to judge.
-        if path.file_name().is_some_and(|name| name == "lost+found") || path == layout.tmp() {
-            continue;
-        }
-        let ours = path == layout.packs() || path == layout.points();
-        if !ours || !packs::entries(layout, &path)?.is_empty() {
-            return exists(format!("it is not empty, it holds {}", path.display()));
-        }
-    }
-    Ok(())
 }

@@ -5,8 +5,9 @@
 
 use super::cache::Generations;
 use super::index::{Index, Location};
-use super::layout::Layout;
 use crate::Error;
+use crate::backend::{Backend, Listed, Object, PACKS, file_name, pack_key};
+use crate::error::sentence;
 use blocks::{BLOCK_SIZE, ByteCount};
 use rayon::prelude::*;
 use seal::{
@@ -14,10 +15,8 @@ use seal::{
     TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
 };
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
 /// Bytes of a pack's end that are read at once: the index of a 16 MiB pack of well compressed blocks.
@@ -26,8 +25,6 @@ const TAIL_GUESS: u64 = 64 << 10;
 const OPEN_PACKS: usize = 128;
 /// Objects that nobody asked for are read along where no more of them than this stand between two that are wanted.
 const MAX_GAP: u32 = 2;
-/// Packs whose ends are read at once when a store is opened: disks like some depth, memory stays small.
-const OPEN_READERS: usize = 8;
 
 /// A pack whose index is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +46,11 @@ pub struct SkippedPack {
 
 /// All packs and what is in them.
 pub(crate) struct Packs {
-    layout: Layout,
+    backend: Arc<dyn Backend>,
     table: RwLock<Table>,
     blocks: Index,
     nodes: Index,
-    files: Mutex<Generations<u32, Arc<File>>>,
+    open: Mutex<Generations<u32, Arc<dyn Object>>>,
 }
 
 #[derive(Default)]
@@ -89,7 +86,8 @@ struct ObjectAt {
 
 /// What lies below `packs/`.
 pub(crate) struct Listing {
-    pub(crate) packs: Vec<(PackId, PathBuf)>,
+    /// Ids, and sizes in bytes.
+    pub(crate) packs: Vec<(PackId, u64)>,
     pub(crate) strays: Vec<PathBuf>,
 }
 
@@ -97,21 +95,22 @@ const LOCKED: &str = "no panic while the table is locked";
 
 impl Packs {
     /// Loads every pack's index. Packs that cannot be read are skipped and named.
-    pub(crate) fn load(layout: &Layout) -> Result<(Self, Vec<SkippedPack>), Error> {
+    pub(crate) fn load(backend: Arc<dyn Backend>) -> Result<(Self, Vec<SkippedPack>), Error> {
+        let listing = list(&*backend)?;
+        let readers = backend.parallel_reads();
         let packs = Self {
-            layout: layout.clone(),
+            backend,
             table: RwLock::default(),
             blocks: Index::new(),
             nodes: Index::new(),
-            files: Mutex::new(Generations::new(OPEN_PACKS)),
+            open: Mutex::new(Generations::new(OPEN_PACKS)),
         };
-        let listing = list(layout)?;
         let readers = rayon::ThreadPoolBuilder::new()
-            .num_threads(OPEN_READERS)
+            .num_threads(readers)
             .build()
             .map_err(|error| Error::Worker { reason: error.to_string() })?;
         let failed: Vec<SkippedPack> = readers.install(|| {
-            listing.packs.par_iter().filter_map(|(id, path)| packs.load_one(*id, path).err()).collect()
+            listing.packs.par_iter().filter_map(|(id, size)| packs.load_one(*id, *size).err()).collect()
         });
         let strays =
             listing.strays.into_iter().map(|path| SkippedPack { path, reason: "not a pack's name".into() });
@@ -122,10 +121,12 @@ impl Packs {
         Ok((packs, skipped))
     }
 
-    pub(crate) fn load_one(&self, id: PackId, path: &Path) -> Result<(), SkippedPack> {
-        let skipped = |reason: String| SkippedPack { path: path.to_owned(), reason };
-        let file = File::open(path).map_err(|error| skipped(error.to_string()))?;
-        let (size, index) = read_index(&file).map_err(skipped)?;
+    /// Makes a pack of `size` bytes known that others may have added.
+    pub(crate) fn load_one(&self, id: PackId, size: u64) -> Result<(), SkippedPack> {
+        let key = pack_key(id);
+        let skipped = |reason: String| SkippedPack { path: self.backend.place(&key), reason };
+        let object = self.backend.open(&key).map_err(|error| skipped(sentence(&error)))?;
+        let (size, index) = read_index(&*object, size).map_err(skipped)?;
         self.add(id, size, &index);
         Ok(())
     }
@@ -176,8 +177,10 @@ impl Packs {
     /// A pack's index, read again.
     pub(crate) fn index_of(&self, number: u32) -> Result<PackIndex, Error> {
         let record = self.record(number);
-        let file = self.open(number, record.id)?;
-        read_index(&file).map(|(_, index)| index).map_err(|reason| damaged(record.id, reason))
+        let object = self.open(number, record.id)?;
+        read_index(&*object, record.size.into())
+            .map(|(_, index)| index)
+            .map_err(|reason| damaged(record.id, reason))
     }
 
     /// How many packs there are, and their bytes.
@@ -191,7 +194,7 @@ impl Packs {
     pub(crate) fn read(&self, kind: PackKind, id: &[u8; 32], at: Location) -> Result<StoredObject, Error> {
         let record = self.record(at.pack);
         let file = self.open(at.pack, record.id)?;
-        let entry = self.read_entry(&file, &record, at.entry)?;
+        let entry = self.read_entry(&*file, &record, at.entry)?;
         if entry.id != *id || record.kind != kind {
             let reason = format!("entry {} of its index is another object", at.entry);
             return Err(damaged(record.id, reason));
@@ -233,7 +236,7 @@ impl Packs {
         let (first, last) = (entry_of(&group[0]), entry_of(&group[group.len() - 1]));
         let record = self.record(wanted[group[0]].1.pack);
         let file = self.open(wanted[group[0]].1.pack, record.id)?;
-        let entries = self.read_entries(&file, &record, first, (last - first) as usize + 1)?;
+        let entries = self.read_entries(&*file, &record, first, (last - first) as usize + 1)?;
         let start = entries[0].offset;
         let end = entries[entries.len() - 1];
         let size = (end.offset - start) as usize + end.sealed_size as usize;
@@ -262,10 +265,10 @@ impl Packs {
     pub(crate) fn plain_size(&self, at: Location) -> Result<u32, Error> {
         let record = self.record(at.pack);
         let file = self.open(at.pack, record.id)?;
-        Ok(self.read_entry(&file, &record, at.entry)?.plain_size)
+        Ok(self.read_entry(&*file, &record, at.entry)?.plain_size)
     }
 
-    fn read_entry(&self, file: &File, record: &PackRecord, at: u32) -> Result<Entry, Error> {
+    fn read_entry(&self, file: &dyn Object, record: &PackRecord, at: u32) -> Result<Entry, Error> {
         self.read_entries(file, record, at, 1).map(|entries| entries[0])
     }
 
@@ -273,7 +276,7 @@ impl Packs {
     /// disk may have changed, so bounds and order are checked again.
     fn read_entries(
         &self,
-        file: &File,
+        file: &dyn Object,
         record: &PackRecord,
         first: u32,
         count: usize,
@@ -298,21 +301,20 @@ impl Packs {
         Ok(entries)
     }
 
-    fn open(&self, number: u32, id: PackId) -> Result<Arc<File>, Error> {
-        let cached = self.files.lock().expect(LOCKED).get(&number);
-        if let Some(file) = cached {
-            return Ok(file);
+    fn open(&self, number: u32, id: PackId) -> Result<Arc<dyn Object>, Error> {
+        let cached = self.open.lock().expect(LOCKED).get(&number);
+        if let Some(object) = cached {
+            return Ok(object);
         }
-        let path = self.layout.pack(id);
-        let file = Arc::new(File::open(&path).map_err(|error| self.layout.error("open", &path, error))?);
-        self.files.lock().expect(LOCKED).insert(number, file.clone());
-        Ok(file)
+        let object = self.backend.open(&pack_key(id))?;
+        self.open.lock().expect(LOCKED).insert(number, object.clone());
+        Ok(object)
     }
 
     fn read_error(&self, id: PackId, error: io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => damaged(id, "it is cut off".into()),
-            _ => self.layout.error("read", &self.layout.pack(id), error),
+            _ => Error::Io { what: "read", path: self.backend.place(&pack_key(id)), source: error },
         }
     }
 }
@@ -363,15 +365,14 @@ pub(crate) fn whole_size(kind: PackKind) -> u64 {
     }
 }
 
-/// Reads and checks the end of a pack file: its size and its index.
-pub(crate) fn read_index(file: &File) -> Result<(u32, PackIndex), String> {
-    let size = file.metadata().map_err(|error| error.to_string())?.len();
+/// Reads and checks the end of a pack of `size` bytes: its size and its index.
+pub(crate) fn read_index(object: &dyn Object, size: u64) -> Result<(u32, PackIndex), String> {
     if size > MAX_PACK_SIZE as u64 || size < (HEADER_SIZE + TRAILER_FOOTER_SIZE) as u64 {
         return Err(format!("{size} bytes is no pack's size"));
     }
     let read_tail = |bytes: u64| {
         let mut tail = vec![0; usize::try_from(bytes).expect("bounded by MAX_PACK_SIZE")];
-        file.read_exact_at(&mut tail, size - bytes).map_err(|error| error.to_string())?;
+        object.read_exact_at(&mut tail, size - bytes).map_err(|error| error.to_string())?;
         Ok::<_, String>(tail)
     };
     let mut tail = read_tail(size.min(TAIL_GUESS))?;
@@ -385,37 +386,16 @@ pub(crate) fn read_index(file: &File) -> Result<(u32, PackIndex), String> {
     Ok((u32::try_from(size).expect("bounded by MAX_PACK_SIZE"), index))
 }
 
-/// Every file below `packs/`, sorted. What has no pack's name is a stray.
-pub(crate) fn list(layout: &Layout) -> Result<Listing, Error> {
+/// Every object below `packs/`, sorted. What has no pack's name is a stray.
+pub(crate) fn list(backend: &dyn Backend) -> Result<Listing, Error> {
     let mut listing = Listing { packs: Vec::new(), strays: Vec::new() };
-    for above in entries(layout, &layout.packs())? {
-        if !above.is_dir() {
-            listing.strays.push(above);
-            continue;
-        }
-        for path in entries(layout, &above)? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            match name.parse::<PackId>() {
-                Ok(id) if layout.pack(id) == path => listing.packs.push((id, path)),
-                _ => listing.strays.push(path),
-            }
+    for Listed { key, size } in backend.list(PACKS)? {
+        match file_name(&key).parse::<PackId>() {
+            Ok(id) if pack_key(id) == key => listing.packs.push((id, size)),
+            _ => listing.strays.push(backend.place(&key)),
         }
     }
     Ok(listing)
-}
-
-/// The entries of a directory, sorted; none where the directory is missing.
-pub(crate) fn entries(layout: &Layout, dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |error| layout.error("list", dir, error);
-    let found = match std::fs::read_dir(dir) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut paths =
-        found.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    paths.sort();
-    Ok(paths)
 }
 
 fn damaged(pack: PackId, reason: String) -> Error {

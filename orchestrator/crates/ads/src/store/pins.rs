@@ -2,15 +2,12 @@
 //!
 //! A pin stands beside the point, because a point never changes. One whose file is damaged holds all the same.
 
-use super::packs::entries;
-use super::points::{PointId, id_of};
+use super::points::{PointId, named_by};
 use super::{Store, timestamp};
 use crate::Error;
+use crate::backend::PINS;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Longest note in bytes.
@@ -44,7 +41,7 @@ impl Store {
         let pin = Pin { created: timestamp(SystemTime::now()), note: note.to_owned() };
         let bytes = serde_json::to_vec_pretty(&pin)
             .map_err(|error| Error::PinRefused { reason: error.to_string() })?;
-        self.layout.write(&self.pin_path(id), &bytes)
+        self.backend.put(&pin_key(id), &bytes)
     }
 
     /// Lets go of a restore point; whether it was pinned.
@@ -52,11 +49,10 @@ impl Store {
     /// # Errors
     /// What the file system says.
     pub fn unpin(&self, id: PointId) -> Result<bool, Error> {
-        let path = self.pin_path(id);
-        if !path.exists() {
-            return Ok(false);
+        match self.is_pinned(id)? {
+            true => self.backend.delete(&pin_key(id)).map(|()| true),
+            false => Ok(false),
         }
-        self.layout.remove(&path).map(|()| true)
     }
 
     /// All pins, also of points that are gone.
@@ -64,24 +60,24 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] where they cannot be listed.
     pub fn pins(&self) -> Result<BTreeMap<PointId, Pin>, Error> {
-        let paths = entries(&self.layout, &self.layout.pins())?;
-        Ok(paths.into_iter().filter_map(|path| Some((id_of(&path)?, read_pin(&path)))).collect())
+        let objects = self.backend.list(PINS)?;
+        Ok(objects
+            .iter()
+            .filter_map(|object| Some((named_by(&object.key)?, self.read_pin(&object.key))))
+            .collect())
     }
 
-    pub(super) fn is_pinned(&self, id: PointId) -> bool {
-        self.pin_path(id).exists()
+    /// An error is no permission to remove the point.
+    pub(super) fn is_pinned(&self, id: PointId) -> Result<bool, Error> {
+        self.backend.head(&pin_key(id)).map(|found| found.is_some())
     }
 
-    fn pin_path(&self, id: PointId) -> PathBuf {
-        self.layout.pins().join(format!("{id}.json"))
+    fn read_pin(&self, key: &str) -> Pin {
+        let bytes = self.backend.get(key, MAX_PIN_SIZE).ok();
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 }
 
-fn read_pin(path: &Path) -> Pin {
-    let read = || {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_PIN_SIZE).read_to_end(&mut bytes)?;
-        Ok::<_, io::Error>(bytes)
-    };
-    read().ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+fn pin_key(id: PointId) -> String {
+    format!("{PINS}{id}.json")
 }

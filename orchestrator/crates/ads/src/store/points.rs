@@ -3,19 +3,25 @@
 //! A point's file is named by the hash of its bytes and never changes. It is written last; before that every
 //! disk's tree was proven to be in the store.
 
-use super::packs::entries;
+use super::config::Config;
 use super::{Store, time};
 use crate::Error;
+use crate::backend::{Backend, POINTS, file_name};
+use crate::error::sentence;
+use rayon::prelude::*;
 use seal::{Tree, TreeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use uuid::Uuid;
 
 /// Largest restore point that is written or read: a VM's metadata and 250 disks take a few hundred KiB.
 const MAX_POINT_SIZE: u64 = 16 << 20;
+/// Points that are read one after the other wherever they are.
+const FEW_POINTS: usize = 4;
+/// A backend that is worth no more reads at once than this is as near as a disk: threads would cost more than they give.
+const LOCAL_READS: usize = 8;
 /// Fewest digits that name a point.
 const SHORTEST_PREFIX: usize = 4;
 /// Digits of [`PointId::short`].
@@ -262,19 +268,28 @@ impl Store {
             Err(error) => return refused(format!("it cannot be written as JSON: {error}")),
         };
         let id = PointId::of(&bytes);
-        let path = self.point_path(id);
-        if read_point(&path).is_ok() {
-            self.layout.sync_dir(&self.layout.points())?;
-            return Ok(id);
-        }
-        if let Err(error) = self.layout.write(&path, &bytes) {
+        self.check_unchanged()?;
+        let key = point_key(id);
+        let known = self.read_point(&key).is_ok();
+        // Also where it is known: who wrote it may have died before it was durable.
+        if let Err(error) = self.backend.put(&key, &bytes) {
             // The last step may have failed after the name was given: then what failed must not exist.
-            if path.exists() {
-                self.layout.remove(&path)?;
+            if !known && self.backend.head(&key)?.is_some() {
+                self.backend.delete(&key)?;
             }
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Refuses a store that is not the one that was opened: its file system was mounted anew, or two programs made one
+    /// at the same time where no lock is. What was added since went elsewhere, or has ids of another key.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        let found = Config::read(&*self.backend)?;
+        match (found.id, found.id_key) == (self.config.id, self.config.id_key) {
+            true => Ok(()),
+            false => Err(Error::Changed { dir: self.dir().to_owned() }),
+        }
     }
 
     fn check_finished(&self, disk: &PointDisk) -> Result<(), Error> {
@@ -295,10 +310,13 @@ impl Store {
     /// [`Error::Io`] where the directory cannot be listed.
     pub fn points(&self) -> Result<Points, Error> {
         let mut found = Points::default();
-        for path in entries(&self.layout, &self.layout.points())? {
-            match read_point(&path) {
+        let keys: Vec<String> = self.backend.list(POINTS)?.into_iter().map(|object| object.key).collect();
+        for (key, outcome) in keys.iter().zip(self.read_points(&keys)?) {
+            match outcome {
                 Ok(point) => found.points.push(point),
-                Err(reason) => found.damaged.push(DamagedPoint { path, reason }),
+                Err(reason) => {
+                    found.damaged.push(DamagedPoint { path: self.backend.place(key), reason });
+                }
             }
         }
         found.points.sort_by_cached_key(|stored| (time::sort_key(&stored.point.created), stored.id));
@@ -310,11 +328,11 @@ impl Store {
     /// # Errors
     /// [`Error::PointNotFound`], [`Error::PointDamaged`].
     pub fn point(&self, id: PointId) -> Result<StoredPoint, Error> {
-        let path = self.point_path(id);
-        if !path.exists() {
+        let key = point_key(id);
+        if self.backend.head(&key)?.is_none() {
             return Err(Error::PointNotFound { wanted: id.to_string() });
         }
-        read_point(&path).map_err(|reason| Error::PointDamaged { path, reason })
+        self.read_point(&key).map_err(|reason| Error::PointDamaged { path: self.backend.place(&key), reason })
     }
 
     /// The restore point whose id begins with `prefix`, at least 4 hexadecimal digits.
@@ -325,8 +343,8 @@ impl Store {
         let wanted = prefix.to_ascii_lowercase();
         let mut ids = Vec::new();
         if wanted.len() >= SHORTEST_PREFIX {
-            for path in entries(&self.layout, &self.layout.points())? {
-                ids.extend(id_of(&path).filter(|id| id.to_string().starts_with(&wanted)));
+            for object in self.backend.list(POINTS)? {
+                ids.extend(id_of(&object.key).filter(|id| id.to_string().starts_with(&wanted)));
             }
         }
         match ids[..] {
@@ -351,31 +369,54 @@ impl Store {
     /// # Errors
     /// [`Error::PointNotFound`], [`Error::PointPinned`], or what the file system says.
     pub fn remove_point(&self, id: PointId) -> Result<(), Error> {
-        if self.is_pinned(id) {
+        if self.is_pinned(id)? {
             return Err(Error::PointPinned { id });
         }
-        let path = self.point_path(id);
-        match path.exists() {
-            true => self.layout.remove(&path),
-            false => Err(Error::PointNotFound { wanted: id.to_string() }),
+        let key = point_key(id);
+        match self.backend.head(&key)? {
+            Some(_) => self.backend.delete(&key),
+            None => Err(Error::PointNotFound { wanted: id.to_string() }),
         }
     }
 
-    fn point_path(&self, id: PointId) -> PathBuf {
-        self.layout.points().join(format!("{id}.json"))
+    /// Reads points, several at once where each has a long way.
+    fn read_points(&self, keys: &[String]) -> Result<Vec<Result<StoredPoint, String>>, Error> {
+        let few = keys.len() < FEW_POINTS;
+        if few || self.backend.parallel_reads() <= LOCAL_READS {
+            return Ok(keys.iter().map(|key| self.read_point(key)).collect());
+        }
+        let readers = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.backend.parallel_reads())
+            .build()
+            .map_err(|error| Error::Worker { reason: error.to_string() })?;
+        Ok(readers.install(|| keys.par_iter().map(|key| self.read_point(key)).collect()))
+    }
+
+    /// Reads a restore point and checks it against its name.
+    fn read_point(&self, key: &str) -> Result<StoredPoint, String> {
+        read_point(&*self.backend, key)
     }
 }
 
-/// The id that a file's name says; `None` for any other name.
-pub(super) fn id_of(path: &Path) -> Option<PointId> {
-    let id: PointId = path.file_stem()?.to_str()?.parse().ok()?;
-    (path.file_name()?.to_str()? == format!("{id}.json")).then_some(id)
+fn point_key(id: PointId) -> String {
+    format!("{POINTS}{id}.json")
 }
 
-/// Reads a restore point and checks it against its name.
-fn read_point(path: &Path) -> Result<StoredPoint, String> {
-    let id = id_of(path).ok_or("its name is not a restore point's")?;
-    let bytes = read_bounded(path).map_err(|error| error.to_string())?;
+/// The id that a key says; `None` for any other key.
+fn id_of(key: &str) -> Option<PointId> {
+    let id = named_by(key)?;
+    (key == point_key(id)).then_some(id)
+}
+
+/// The point that the last part of a key names.
+pub(super) fn named_by(key: &str) -> Option<PointId> {
+    let id: PointId = file_name(key).strip_suffix(".json")?.parse().ok()?;
+    (file_name(key) == format!("{id}.json")).then_some(id)
+}
+
+fn read_point(backend: &dyn Backend, key: &str) -> Result<StoredPoint, String> {
+    let id = id_of(key).ok_or("its name is not a restore point's")?;
+    let bytes = backend.get(key, MAX_POINT_SIZE).map_err(|error| sentence(&error))?;
     let found = PointId::of(&bytes);
     if found != id {
         return Err(format!("its bytes have the id {found}"));
@@ -390,13 +431,4 @@ fn read_point(path: &Path) -> Result<StoredPoint, String> {
     }
     let point: RestorePoint = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     Ok(StoredPoint { id, point })
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_POINT_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_POINT_SIZE {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }

@@ -5,7 +5,7 @@
 //! was there before the point was.
 
 use super::Store;
-use super::config::Config;
+use super::config::{Config, MAX_CONFIG_SIZE};
 use super::index::Location;
 use super::nodes::slot_of;
 use super::packs::{SkippedPack, list, read_index};
@@ -13,6 +13,7 @@ use super::points::{PointDisk, StoredPoint};
 use super::report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
 use super::tree::{first_block, node_offset, offset_of};
 use crate::Error;
+use crate::backend::{Backend, CONFIG, pack_key};
 use crate::error::sentence;
 use crate::ingest::check_object;
 use blocks::{BlockIndex, ByteCount};
@@ -21,10 +22,6 @@ use seal::{
     BlockId, FAN_OUT, HEADER_SIZE, MAX_PACK_SIZE, NodeId, Opener, PackId, PackIndex, PackKind, PackWriter,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Mutex;
 
 /// Most threads; each holds one pack of up to 64 MiB.
@@ -127,13 +124,14 @@ impl Check<'_> {
     }
 
     fn check_config(&self) {
-        let path = self.store.layout.config();
-        let reason = match Config::read(&self.store.layout) {
+        let backend = &*self.store.backend;
+        let path = backend.place(CONFIG);
+        let reason = match Config::read(backend) {
             Err(error) => sentence(&error),
             Ok(config) if config.id_key != self.store.config.id_key || config.id != self.store.config.id => {
                 "it is not the one that the store was opened with".into()
             }
-            Ok(config) => match std::fs::read(&path) {
+            Ok(config) => match backend.get(CONFIG, MAX_CONFIG_SIZE) {
                 Ok(bytes) if bytes == config.to_bytes() => return,
                 _ => "it is not as it was written, although its values are".into(),
             },
@@ -169,12 +167,12 @@ impl Check<'_> {
     /// Makes packs known that others added since the store was opened. Gives those that cannot be read,
     /// and reports them where the scope is everything.
     fn load_packs(&self, scope: &Scope) -> Result<Vec<SkippedPack>, Error> {
-        let listing = list(&self.store.layout)?;
+        let listing = list(&*self.store.backend)?;
         let unknown: Vec<_> =
             listing.packs.into_iter().filter(|(id, _)| !self.store.packs.contains(*id)).collect();
         let unreadable: Vec<(PackId, SkippedPack)> = unknown
             .par_iter()
-            .filter_map(|(id, path)| self.store.packs.load_one(*id, path).err().map(|pack| (*id, pack)))
+            .filter_map(|(id, size)| self.store.packs.load_one(*id, *size).err().map(|pack| (*id, pack)))
             .collect();
         if matches!(scope, Scope::All) {
             for (id, pack) in &unreadable {
@@ -230,10 +228,10 @@ impl Check<'_> {
 
     fn check_pack(&self, number: u32) {
         let record = self.store.packs.record(number);
-        let path = self.store.layout.pack(record.id);
+        let path = self.store.backend.place(&pack_key(record.id));
         let outcome = match self.depth {
-            Depth::Structure => check_ends(&path, record.kind),
-            Depth::EveryByte => self.check_bytes(number, record.id, &path),
+            Depth::Structure => check_ends(&*self.store.backend, record.id, record.kind),
+            Depth::EveryByte => self.check_bytes(number, record.id),
         };
         let outcome = outcome.and_then(|(size, index)| {
             let same = (size, index.kind, index.entries.len())
@@ -253,11 +251,9 @@ impl Check<'_> {
 
     /// Hashes a pack and opens every object in it. Damaged objects are findings of their own; the error is
     /// for the pack as a whole.
-    fn check_bytes(&self, number: u32, id: PackId, path: &Path) -> Result<(u32, PackIndex), String> {
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_PACK_SIZE as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| error.to_string())?;
+    fn check_bytes(&self, number: u32, id: PackId) -> Result<(u32, PackIndex), String> {
+        let backend = &self.store.backend;
+        let bytes = backend.get(&pack_key(id), MAX_PACK_SIZE as u64).map_err(|error| reason_of(&error))?;
         self.count(|report, _| {
             report.bytes_read = report.bytes_read.saturating_add(ByteCount::new(bytes.len() as u64));
         });
@@ -277,7 +273,7 @@ impl Check<'_> {
         let found = PackId::of(&bytes);
         if found != id && damaged.is_none() {
             let reason = format!("its bytes have the id {found}, although every object in it opens");
-            self.find(Damage::Pack { id, path: path.to_owned() }, reason);
+            self.find(Damage::Pack { id, path: backend.place(&pack_key(id)) }, reason);
         }
         Ok((u32::try_from(bytes.len()).map_err(|_| "it is too large")?, index))
     }
@@ -315,15 +311,25 @@ impl Check<'_> {
 }
 
 /// Checks the header and the index of a pack, by themselves.
-fn check_ends(path: &Path, kind: PackKind) -> Result<(u32, PackIndex), String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let (size, index) = read_index(&file)?;
+fn check_ends(backend: &dyn Backend, id: PackId, kind: PackKind) -> Result<(u32, PackIndex), String> {
+    let key = pack_key(id);
+    let size = backend.head(&key).map_err(|error| reason_of(&error))?.ok_or("it is not there any more")?;
+    let object = backend.open(&key).map_err(|error| reason_of(&error))?;
+    let (size, index) = read_index(&*object, size)?;
     let mut header = [0; HEADER_SIZE];
-    file.read_exact_at(&mut header, 0).map_err(|error| error.to_string())?;
+    object.read_exact_at(&mut header, 0).map_err(|error| error.to_string())?;
     if header[..] != PackWriter::new(kind, 0).finish().bytes[..HEADER_SIZE] {
         return Err("its header is damaged".into());
     }
     Ok((size, index))
+}
+
+/// Why a pack cannot be read; its name stands beside it.
+fn reason_of(error: &Error) -> String {
+    match error.is_not_found() {
+        true => "it is not there any more".into(),
+        false => sentence(error),
+    }
 }
 
 /// One disk of one restore point.

@@ -4,7 +4,11 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod client;
+pub mod crash;
 pub mod faults;
+pub mod memory;
+pub mod servers;
+pub mod suite;
 
 use ads::{DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, RestorePoint, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};
@@ -209,6 +213,14 @@ pub fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+/// The config of some other store.
+pub fn other_config() -> Vec<u8> {
+    use ads::Backend;
+    let memory = std::sync::Arc::new(memory::Memory::default());
+    drop(Store::init_on(memory.clone()).unwrap());
+    memory.get("config.json", 10_000).unwrap()
 }
 
 pub fn block(index: u64) -> BlockIndex {

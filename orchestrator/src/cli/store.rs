@@ -1,0 +1,122 @@
+//! `abd store`: makes the data store, says what it holds, and tries whether its place does what it must.
+
+use super::Session;
+use crate::catalog;
+use crate::error::{Error, Kind, Result};
+use crate::report::Report;
+use ads::{Points, Store};
+use clap::Subcommand;
+use serde_json::json;
+use std::path::Path;
+
+/// What there is to do with a store itself.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum StoreCommand {
+    /// Make a store where nothing is: in a directory that is missing or empty, or in a bucket below a prefix.
+    #[command(
+        after_help = "Example:\n  abd --store /srv/abd store init\n  abd --store 's3://backups/abd?endpoint=https://minio.lan:9000' store init"
+    )]
+    Init,
+    /// Say where the store is and how much it holds.
+    #[command(after_help = "Example:\n  abd store info\n  abd --json store info | jq .bytes")]
+    Info,
+    /// Try whether the store's place does what it must: write, read, list, write again, remove. Looks at the packs'
+    /// indexes and at the restore points too; `abd verify` looks closer.
+    #[command(after_help = "Example:\n  abd store check")]
+    Check,
+}
+
+/// Does it off the runtime: a store blocks.
+pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> {
+    let (path, report) = (session.store.clone(), session.report.clone());
+    let work = move || match command {
+        StoreCommand::Init => init(&path, &report),
+        StoreCommand::Info => info(&path, &report),
+        StoreCommand::Check => check(&path, &report),
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::new(Kind::Failed, "the work on the store was stopped").because(error))?
+}
+
+fn init(path: &Path, report: &Report) -> Result<()> {
+    let (store, made) = catalog::open(path, true)?;
+    if !made {
+        let text = format!("{} holds a store already", store.dir().display());
+        return Err(Error::new(Kind::Store, text).remedy("see `abd store info`"));
+    }
+    let value = json!({"store": store.id(), "place": store.dir()});
+    report.answer(&value, || format!("made a store at {}", store.dir().display()));
+    Ok(())
+}
+
+fn info(path: &Path, report: &Report) -> Result<()> {
+    let (store, _) = catalog::open(path, false)?;
+    let points = store.points().map_err(catalog::store_error)?;
+    let usage = store.usage();
+    let value = json!({
+        "store": store.id(), "place": store.dir(), "format": ads::FORMAT_VERSION, "packs": usage.packs,
+        "bytes": usage.bytes, "blocks": usage.blocks, "nodes": usage.nodes, "skipped": usage.skipped,
+        "points": points.points.len(), "damaged_points": points.damaged.len(),
+        "oldest": points.points.first().map(|stored| &stored.point.created),
+        "newest": points.points.last().map(|stored| &stored.point.created),
+    });
+    report.answer(&value, || {
+        let mut lines = vec![
+            ("place", store.dir().display().to_string()),
+            ("id", store.id().to_string()),
+            ("format", format!("version {}", ads::FORMAT_VERSION)),
+            ("packs", format!("{}, {}", usage.packs, usage.bytes)),
+            ("blocks", format!("{} distinct, and {} tree nodes", usage.blocks, usage.nodes)),
+            ("points", described(&points)),
+        ];
+        if usage.skipped > 0 {
+            lines.push(("UNREADABLE", format!("{} packs; run `abd verify`", usage.skipped)));
+        }
+        let lines: Vec<String> =
+            lines.into_iter().map(|(name, text)| format!("{name:<10}  {text}")).collect();
+        lines.join("\n")
+    });
+    Ok(())
+}
+
+fn described(points: &Points) -> String {
+    let damaged = match points.damaged.len() {
+        0 => String::new(),
+        count => format!(", {count} cannot be read; run `abd verify`"),
+    };
+    let span = match (points.points.first(), points.points.last()) {
+        (Some(first), Some(last)) => format!(", from {} to {}", first.point.created, last.point.created),
+        _ => String::new(),
+    };
+    format!("{}{span}{damaged}", points.points.len())
+}
+
+fn check(path: &Path, report: &Report) -> Result<()> {
+    let (store, _) = catalog::open(path, false)?;
+    let probe = store.probe().map_err(catalog::store_error)?;
+    let points = store.points().map_err(catalog::store_error)?;
+    let value = json!({
+        "store": store.id(), "place": store.dir(), "conditional_puts": probe.conditional_puts,
+        "skipped": store.skipped_packs().iter().map(|pack| json!({"path": pack.path, "reason": pack.reason})).collect::<Vec<_>>(),
+        "damaged_points": points.damaged.iter().map(|point| json!({"path": point.path, "reason": point.reason})).collect::<Vec<_>>(),
+    });
+    report.answer(&value, || {
+        let conditions = match probe.conditional_puts {
+            true => "heeds conditional writes",
+            false => "ignores conditional writes, which is harmless",
+        };
+        format!("{} does what a store needs, and {conditions}", store.dir().display())
+    });
+    let damaged = first_damage(&store, &points);
+    damaged.map_or(Ok(()), |text| {
+        Err(Error::new(Kind::Damaged, text).remedy("run `abd verify --read-data` to see what suffers"))
+    })
+}
+
+fn first_damage(store: &Store, points: &Points) -> Option<String> {
+    let pack = store.skipped_packs().first().map(|pack| (&pack.path, &pack.reason));
+    let (path, reason) = pack.or(points.damaged.first().map(|point| (&point.path, &point.reason)))?;
+    let count = store.skipped_packs().len() + points.damaged.len();
+    Some(format!("{count} objects cannot be read, the first is {}: {reason}", path.display()))
+}
