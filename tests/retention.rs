@@ -4,6 +4,7 @@ use ads::StoredPoint;
 use e2e::{Lab, Vm, text};
 use serde_json::Value;
 use std::fs;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -98,4 +99,52 @@ fn without_rules_or_with_a_vm_that_has_no_points_nothing_is_removed() {
     let drawn = lab.plain_command(&line).output().expect("it runs");
     let text = String::from_utf8_lossy(&drawn.stdout);
     assert!(drawn.status.success() && text.contains("366 backups"), "{text}");
+}
+
+#[test]
+fn what_removed_points_had_is_freed_while_a_job_runs_and_nothing_that_it_may_refer_to() {
+    let Some(lab) = Lab::quick(&[]) else { return };
+    let vm = lab.vm("web01", &[2 * MIB]);
+    for seed in 1..=3 {
+        lab.write(&vm.vdis[0], 0, &text(seed, 500_000));
+        lab.backup(&[&vm]);
+    }
+    lab.abd(&["prune", "web01", "--keep-last", "1", "--yes"]).ok();
+    // A job that has looked at the store and waits in its hook. What it will read was in a point that is gone.
+    lab.write(&vm.vdis[0], 0, &text(1, 500_000));
+    let (here, go, file) = (lab.path("here"), lab.path("go"), lab.path("held.toml"));
+    let hook = format!("touch '{}'; while ! [ -e '{}' ]; do sleep 0.05; done", here.display(), go.display());
+    fs::write(&file, format!("[select]\nnames = \"web01\"\n[options]\nbefore_job = \"\"\"{hook}\"\"\"\n"))
+        .expect("written");
+    let running = lab.spawn(&["run", &file.display().to_string()]);
+    let by = Instant::now() + Duration::from_secs(60);
+    while !here.exists() {
+        assert!(Instant::now() < by, "the job does not come to its hook");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let held = lab.abd(&["store", "gc"]).ok();
+    let held = held.answer();
+    assert_eq!(
+        (&held["removed"], held["waits_for"].as_array().map(Vec::len)),
+        (&Value::from(0), Some(1)),
+        "{held}"
+    );
+    assert!(held["waiting"].as_u64() > Some(0), "{held}");
+    fs::write(&go, "").expect("written");
+    running.finish().ok();
+    lab.assert_store_whole();
+
+    let freed = lab.abd(&["store", "gc"]).ok();
+    let freed = freed.answer();
+    assert!(freed["removed"].as_u64() > Some(0) && freed["freed"].as_u64() > Some(0), "{freed}");
+    assert_eq!(freed["waiting"], 0, "{freed}");
+    let again = lab.abd(&["store", "gc", "--repack-below", "0"]).ok();
+    assert_eq!(again.answer()["removed"], 0);
+    let counted = lab.abd(&["stats"]).ok();
+    assert_eq!(counted.answer()["store"]["unreached"], 0, "{}", counted.answer());
+    lab.assert_store_whole();
+    lab.assert_restores(&vm);
+    lab.write(&vm.vdis[0], 0, &text(2, 500_000));
+    assert_eq!(lab.backup(&[&vm]).job("web01")["disks"][0]["mode"], "cbt");
+    lab.assert_restores(&vm);
 }

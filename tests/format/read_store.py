@@ -49,8 +49,8 @@ class Pack:
         data = path.read_bytes()
         demand(len(data) <= MAX_PACK, f"{path}: larger than a pack may be")
         demand(len(data) >= HEADER.size + FOOTER.size, f"{path}: too short for a pack")
-        magic, version, kind, encryption, zeros = HEADER.unpack_from(data)
-        demand((magic, version, encryption, zeros) == (b"ABDPACK1", 1, 0, bytes(5)), f"{path}: not such a pack")
+        magic, version, kind, encryption, _salt = HEADER.unpack_from(data)
+        demand((magic, version, encryption) == (b"ABDPACK1", 1, 0), f"{path}: not such a pack")
         footer = len(data) - FOOTER.size
         stated, at, count, version2, kind2, encryption2, zeros, magic = FOOTER.unpack_from(data, footer)
         demand((magic, zeros) == (b"ABDPEND1", bytes(5)), f"{path}: no footer")

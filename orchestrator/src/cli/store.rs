@@ -3,11 +3,12 @@
 use super::Session;
 use crate::catalog;
 use crate::error::{Error, Kind, Result};
-use crate::report::Report;
-use ads::{Points, Store};
+use crate::report::{Event, Report};
+use ads::{GcOptions, Points, Store};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
 /// What there is to do with a store itself.
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -24,6 +25,25 @@ pub(super) enum StoreCommand {
     /// indexes and at the restore points too; `abd verify` looks closer.
     #[command(after_help = "Example:\n  abd store check")]
     Check,
+    /// Free what no restore point needs any more. Backups and restores go on meanwhile.
+    ///
+    /// Packs that nobody needs are removed; what a job that runs right now might still refer to waits for a later collection.
+    /// Packs of which little is needed are written anew without the rest. Nothing is removed where anything that is needed
+    /// cannot be read.
+    #[command(
+        after_help = "Example:\n  abd prune --all --keep-daily 7 --yes && abd store gc\n  abd store gc --dry-run"
+    )]
+    Gc {
+        /// Only count.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write packs anew of which less than this share is needed; 0 for none.
+        #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+        repack_below: u8,
+        /// Take a job for dead that showed no life for this long.
+        #[arg(long, value_name = "AGE", default_value = "24h", value_parser = crate::spec::parse_age)]
+        grace: Duration,
+    },
 }
 
 /// Does it off the runtime: a store blocks.
@@ -33,6 +53,10 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
         StoreCommand::Init => init(&path, &report),
         StoreCommand::Info => info(&path, &report),
         StoreCommand::Check => check(&path, &report),
+        StoreCommand::Gc { dry_run, repack_below, grace } => {
+            let options = GcOptions { sparse_percent: repack_below, grace, dry_run, ..GcOptions::default() };
+            gc(&path, &options, &report)
+        }
     };
     tokio::task::spawn_blocking(work)
         .await
@@ -75,6 +99,41 @@ fn info(path: &Path, report: &Report) -> Result<()> {
         }
         let lines: Vec<String> =
             lines.into_iter().map(|(name, text)| format!("{name:<10}  {text}")).collect();
+        lines.join("\n")
+    });
+    Ok(())
+}
+
+fn gc(path: &Path, options: &GcOptions, report: &Report) -> Result<()> {
+    let (store, _) = catalog::open(path, false)?;
+    let progress = |done, total| report.event(&Event::Bytes { what: "restore points".into(), done, total });
+    let found = store.collect(options, &progress).map_err(catalog::store_error)?;
+    let value = json!({
+        "dry_run": options.dry_run, "points": found.points, "removed": found.removed, "freed": found.freed,
+        "repacked": found.repacked, "written": found.written, "waiting": found.waiting,
+        "waiting_bytes": found.waiting_bytes, "waits_for": found.waits_for, "dead": found.dead,
+    });
+    report.answer(&value, || {
+        let mut lines = Vec::new();
+        for dead in &found.dead {
+            lines.push(format!("taken for dead: {dead}"));
+        }
+        if options.dry_run {
+            let (count, bytes, sparse) = (found.waiting, found.waiting_bytes, found.repacked);
+            lines.push(format!("{count} packs, {bytes}, could go; {sparse} of them are needed in part"));
+        } else {
+            let (removed, freed) = (found.removed, found.freed);
+            lines.push(format!("{removed} packs removed, {freed}"));
+            if found.repacked > 0 {
+                let (repacked, written) = (found.repacked, found.written);
+                lines.push(format!("{repacked} packs written anew with what is needed of them, {written}"));
+            }
+        }
+        if found.waiting > 0 && !options.dry_run {
+            let (count, bytes) = (found.waiting, found.waiting_bytes);
+            lines.push(format!("{count} packs, {bytes}, wait for a later collection, because of:"));
+            lines.extend(found.waits_for.iter().map(|who| format!("  {who}")));
+        }
         lines.join("\n")
     });
     Ok(())

@@ -10,14 +10,17 @@ use crate::report::Event;
 use crate::tracking::{
     self, Allocated, Allocation, Base, Cause, Changes, Decision, Facts, Hop, Origin, Untracked,
 };
-use ads::{DiskKind, PointDisk, PointId, StoredPoint};
+use ads::{DiskKind, Lease, PointDisk, PointId, Store, StoredPoint};
 use blocks::ByteCount;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use xapi::{Ref, Vdi, VdiType, VhdHead};
 
 /// How many restore points back a reference is looked for. A run that died between its commit and its rotation
 /// leaves the reference before; more than a few such runs in a row deserve a scan.
 pub(crate) const REFERENCES_BACK: usize = 4;
+/// How often the restore points are looked at where one after the other is removed meanwhile.
+const MAX_LOOKS: u32 = 5;
 /// Largest disk that XAPI exports as a VHD.
 const LARGEST_VHD: ByteCount = ByteCount::new(2040 << 30);
 
@@ -35,6 +38,8 @@ pub(crate) struct History {
     points: Vec<StoredPoint>,
     /// Why none may be used, where that is so.
     unusable: Option<(Cause, String)>,
+    /// What keeps the store from being cleaned of what these points need; none where nothing is backed up.
+    lease: Option<Arc<Lease>>,
 }
 
 /// What the pool says about the changes of a disk.
@@ -72,7 +77,33 @@ impl History {
             Some(_) => Some((Cause::StoreDamaged, "the store has damaged packs".to_owned())),
             None => None,
         };
-        Self { points, unusable }
+        Self { points, unusable, lease: None }
+    }
+
+    /// The points that a job may start from: of each disk those of which the references are looked for.
+    fn starts(&self) -> Vec<&StoredPoint> {
+        let disks: BTreeSet<&str> = self
+            .usable()
+            .iter()
+            .flat_map(|stored| &stored.point.disks)
+            .map(|disk| disk.vdi.as_str())
+            .collect();
+        let ids: BTreeSet<PointId> = disks
+            .into_iter()
+            .flat_map(|vdi| self.of_disk(vdi).take(REFERENCES_BACK).map(|(id, _)| id))
+            .collect();
+        self.usable().iter().filter(|stored| ids.contains(&stored.id)).collect()
+    }
+
+    /// Says that the job works with the store, and what it starts from.
+    fn leased(self, store: &Arc<Store>, job: &str) -> std::result::Result<Self, ads::Error> {
+        let lease = Some(Arc::new(store.lease(&format!("job {job}"), &self.starts())?));
+        Ok(Self { lease, ..self })
+    }
+
+    /// What a backup commits under.
+    pub(super) fn lease(&self) -> Option<&Arc<Lease>> {
+        self.lease.as_ref()
     }
 
     /// Why none of them may be started from, where that is so.
@@ -133,6 +164,10 @@ impl History {
     }
 }
 
+fn is_gone<T>(found: &std::result::Result<T, ads::Error>) -> bool {
+    found.as_ref().is_err_and(|error| error.kind() == ads::ErrorKind::NotFound)
+}
+
 fn rests_on_tracking(disk: &PointDisk) -> bool {
     matches!(disk.mode, tracking::Mode::Cbt | tracking::Mode::VhdDiff)
 }
@@ -141,10 +176,16 @@ impl Job<'_> {
     /// The earlier restore points of the VM. None may be used while packs of the store cannot be read: then every
     /// block is offered again, and those that were lost are shipped again.
     pub(super) async fn history(&self, vm: &str) -> Result<History> {
-        let store = self.run.store.clone();
-        let points = blocking(move || store.points()).await?.points;
-        let damaged = self.run.store.skipped_packs().first().map(|pack| pack.path.display().to_string());
-        let history = History::new(points, vm, self.options.full, damaged.as_deref());
+        let (store, id, vm, full) =
+            (self.run.store.clone(), self.id.clone(), vm.to_owned(), self.options.full);
+        let damaged = store.skipped_packs().first().map(|pack| pack.path.display().to_string());
+        let why = damaged.clone();
+        let history = blocking(move || {
+            let look = || History::new(store.points()?.points, &vm, full, why.as_deref()).leased(&store, &id);
+            // A point that is removed just then makes the others be looked at again.
+            (1..MAX_LOOKS).map(|_| look()).find(|found| !is_gone(found)).unwrap_or_else(look)
+        })
+        .await?;
         if let (Some((Cause::StoreDamaged, _)), Some(pack)) = (history.unusable(), damaged) {
             self.warn(format!("the store has damaged packs ({pack}): backing up in full"));
         }

@@ -175,8 +175,12 @@ impl Job<'_> {
         // Asked before the point exists: between it and the journal's word of it nothing may take time, because a job
         // that dies there leaves a point whose references are removed.
         self.find_replaced(&mut rotations, &store_id).await;
-        let store = run.store.clone();
-        let id = blocking(move || store.commit_point(&point)).await?;
+        let (store, lease) = (run.store.clone(), history.lease().cloned());
+        let id = blocking(move || match lease {
+            Some(lease) => lease.commit(&point),
+            None => store.commit_point(&point),
+        })
+        .await?;
         tidied = tidied.and(self.rotate(&id.to_string(), rotations, reserved, entries).await);
         for alarm in &alarms {
             self.sound(alarm);

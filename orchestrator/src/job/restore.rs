@@ -4,7 +4,7 @@
 use super::commit::Sealed;
 use super::delegate::{Attachment, Outcome, Site};
 use super::placement::{self, rounds};
-use super::{FIRST_POSITION, Failure, Job, JobResult, Run, counts_of, summary_of};
+use super::{FIRST_POSITION, Failure, Job, JobResult, Run, blocking, counts_of, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
@@ -56,6 +56,10 @@ impl Job<'_> {
         entries: &mut Vec<Entry>,
         started: Instant,
     ) -> Result<JobSummary, Failure> {
+        // Held until the last byte is written: nobody removes what the point needs.
+        let (store, owner, point) =
+            (self.run.store.clone(), format!("restore {}", self.id), request.point.clone());
+        let _lease = blocking(move || store.lease(&owner, &[&point])).await?;
         let pool = placement::Site::look(&self.pool, &self.demand()).await?;
         // The disks share their storage, so that every round has the same place.
         let storage = vec![request.sr.clone(); request.disks.len()];

@@ -1,7 +1,7 @@
 //! Packs: immutable objects with many sealed blocks and their own index.
 //!
 //! ```text
-//! header   16   magic "ABDPACK1" 8 | version 1 | kind 1 | encryption 1 | zero 5
+//! header   16   magic "ABDPACK1" 8 | version 1 | kind 1 | encryption 1 | salt 5
 //! blocks        sealed bytes, back to back
 //! index    48 x entries: id 32 | offset u32 | sealed size u32 | plain size u32 | codec u8 | zero 3
 //! footer   56   BLAKE3 of (index, footer from "index offset" on) 32
@@ -13,6 +13,7 @@
 
 use crate::codec::{Codec, Sealed};
 use crate::{Error, PackId};
+use std::hash::{BuildHasher, RandomState};
 
 /// Bytes before the first sealed block.
 pub const HEADER_SIZE: usize = 16;
@@ -27,10 +28,12 @@ const HEADER_MAGIC: &[u8; 8] = b"ABDPACK1";
 const FOOTER_MAGIC: &[u8; 8] = b"ABDPEND1";
 const VERSION: u8 = 1;
 const NOT_ENCRYPTED: u8 = 0;
+/// Random bytes in a header.
+const SALT_SIZE: usize = 5;
 /// Where in the footer its hash ends.
 const HASH_SIZE: usize = 32;
 
-const _: () = assert!(HEADER_SIZE == 8 + 1 + 1 + 1 + 5);
+const _: () = assert!(HEADER_SIZE == 8 + 1 + 1 + 1 + SALT_SIZE);
 const _: () = assert!(TRAILER_ENTRY_SIZE == 32 + 4 + 4 + 4 + 1 + 3);
 const _: () = assert!(TRAILER_FOOTER_SIZE == HASH_SIZE + 4 + 4 + 1 + 1 + 1 + 5 + 8);
 const _: () = assert!(MAX_PACK_SIZE <= u32::MAX as usize);
@@ -132,10 +135,16 @@ impl PackWriter {
     }
 
     /// An empty pack in the memory of one that is done with.
-    pub fn reusing(kind: PackKind, mut bytes: Vec<u8>) -> Self {
+    pub fn reusing(kind: PackKind, bytes: Vec<u8>) -> Self {
+        Self::salted(kind, bytes, random_salt())
+    }
+
+    /// An empty pack with a salt that is given: the same blocks make the same pack.
+    fn salted(kind: PackKind, mut bytes: Vec<u8>, salt: [u8; SALT_SIZE]) -> Self {
         bytes.clear();
         bytes.extend_from_slice(HEADER_MAGIC);
-        bytes.extend_from_slice(&[VERSION, kind as u8, NOT_ENCRYPTED, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&[VERSION, kind as u8, NOT_ENCRYPTED]);
+        bytes.extend_from_slice(&salt);
         Self { kind, bytes, entries: Vec::new() }
     }
 
@@ -284,12 +293,29 @@ impl PackIndex {
         let footer = &pack[pack.len().saturating_sub(TRAILER_FOOTER_SIZE)..];
         let tail = Self::tail_size(footer, size)?;
         let index = Self::from_tail(&pack[pack.len() - tail..], size)?;
-        let header = [VERSION, index.kind as u8, NOT_ENCRYPTED, 0, 0, 0, 0, 0];
-        if &pack[..8] != HEADER_MAGIC || pack[8..HEADER_SIZE] != header {
-            return Err(bad("its header does not match its footer".into()));
-        }
+        index.check_header(&pack[..HEADER_SIZE])?;
         Ok(index)
     }
+
+    /// Whether a pack's first [`HEADER_SIZE`] bytes go with its index. The salt says nothing: only the pack's id proves it.
+    ///
+    /// # Errors
+    /// [`Error::Pack`] where they do not.
+    pub fn check_header(&self, header: &[u8]) -> Result<(), Error> {
+        let expected = [HEADER_MAGIC, &[VERSION, self.kind as u8, NOT_ENCRYPTED][..]].concat();
+        match header.len() == HEADER_SIZE && header.starts_with(&expected) {
+            true => Ok(()),
+            false => Err(bad("its header does not match its footer".into())),
+        }
+    }
+}
+
+/// So that a pack's name never comes again: of one that was removed, nobody can tell when the last program that is about to
+/// remove it has done so.
+fn random_salt() -> [u8; SALT_SIZE] {
+    // Keys from the system for each thread, and other ones each time.
+    let random = RandomState::new().hash_one(0u8).to_le_bytes();
+    [random[0], random[1], random[2], random[3], random[4]]
 }
 
 fn trailer_hash(index: &[u8], end: &[u8]) -> blake3::Hash {
@@ -314,7 +340,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample() -> Pack {
-        let mut writer = PackWriter::new(PackKind::Data, 4096);
+        let mut writer = PackWriter::salted(PackKind::Data, Vec::new(), [0; SALT_SIZE]);
         writer.push([1; 32], 3, Sealed { codec: Codec::Stored, bytes: b"abc" });
         writer.push([2; 32], 5, Sealed { codec: Codec::Stored, bytes: b"defgh" });
         writer.finish()
@@ -341,11 +367,24 @@ mod tests {
     #[test]
     fn every_flipped_byte_outside_the_blocks_is_found_in_the_index() {
         let pack = sample().bytes;
-        for at in (0..pack.len()).filter(|at| !(16..24).contains(at)) {
+        // The salt and the blocks are proven by other means.
+        for at in (0..pack.len()).filter(|at| !(11..24).contains(at)) {
             let mut bad = pack.clone();
             bad[at] ^= 0x41;
             assert!(PackIndex::from_pack(&bad).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn the_same_blocks_twice_are_two_packs() {
+        let pack = || {
+            let mut writer = PackWriter::new(PackKind::Data, 100);
+            writer.push([1; 32], 3, Sealed { codec: Codec::Stored, bytes: b"abc" });
+            writer.finish()
+        };
+        let (first, second) = (pack(), pack());
+        assert_ne!(first.id, second.id);
+        assert_eq!(PackIndex::from_pack(&first.bytes), PackIndex::from_pack(&second.bytes));
     }
 
     #[test]

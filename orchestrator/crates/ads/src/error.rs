@@ -179,6 +179,18 @@ pub enum Error {
         /// The point.
         id: PointId,
     },
+    /// A collector took a job for dead and may have removed what it relied on.
+    #[error("{}: the job was taken for dead and the store was cleaned meanwhile; there is no restore point", dir.display())]
+    LeaseLost {
+        /// The store.
+        dir: PathBuf,
+    },
+    /// Nothing is removed while somebody may need what cannot be read.
+    #[error("nothing is removed: {reason}")]
+    NotCollected {
+        /// What is in the way.
+        reason: String,
+    },
     /// A pin that cannot be made.
     #[error("the restore point cannot be pinned: {reason}")]
     PinRefused {
@@ -275,9 +287,11 @@ impl Error {
             Self::PointRefused { .. }
             | Self::PinRefused { .. }
             | Self::PointPinned { .. }
+            | Self::LeaseLost { .. }
             | Self::Job { .. }
             | Self::Address { .. }
             | Self::Changed { .. } => ErrorKind::Refused,
+            Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,
             Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,
         }

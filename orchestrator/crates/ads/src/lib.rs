@@ -36,7 +36,8 @@ pub use error::{Error, ErrorKind};
 pub use ingest::PackReceipt;
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, NodeReader, Pin,
-    PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RestorePoint, Scope, SkippedPack,
-    Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
+    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport,
+    Lease, NodeReader, Pin, PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RestorePoint,
+    Scope, SkippedPack, Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics,
+    timestamp,
 };

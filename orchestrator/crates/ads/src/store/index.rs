@@ -69,6 +69,15 @@ impl Index {
         })
     }
 
+    /// Gives a known object another place.
+    pub(crate) fn replace(&self, id: &[u8; 32], location: Location) {
+        self.shard(id).write().expect("no panic while a shard is locked").replace(Slot {
+            prefix: prefix(id),
+            pack: location.pack,
+            entry: location.entry | if location.whole { WHOLE } else { 0 },
+        });
+    }
+
     /// How many objects are known.
     pub(crate) fn len(&self) -> u64 {
         self.shards
@@ -110,6 +119,15 @@ impl Shard {
         self.slots[at] = new;
         self.used += 1;
         true
+    }
+
+    fn replace(&mut self, new: Slot) {
+        if !self.slots.is_empty() {
+            let at = self.find(&new.prefix);
+            if self.slots[at].entry != EMPTY.entry {
+                self.slots[at] = new;
+            }
+        }
     }
 
     /// The slot of a prefix, or the empty one where it belongs. There is always one: see [`FULL`].

@@ -10,11 +10,13 @@
 
 mod cache;
 mod config;
+mod gc;
 mod index;
 mod nodes;
 mod packs;
 mod pins;
 mod points;
+mod reach;
 mod report;
 mod statistics;
 mod time;
@@ -22,6 +24,7 @@ mod tree;
 mod verify;
 
 pub use config::FORMAT_VERSION;
+pub use gc::{GcOptions, GcReport, Lease};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use pins::Pin;
@@ -57,6 +60,8 @@ pub struct Store {
     node_cache: Mutex<Generations<NodeId, Arc<Node>>>,
     /// Trees proven whole by this process.
     finished: Mutex<HashSet<TreeId>>,
+    /// What this process knows of collections.
+    generation: gc::Generation,
     /// Threads that walk trees, started with the first one.
     walkers: OnceLock<ThreadPool>,
     _presence: Presence,
@@ -158,6 +163,8 @@ impl Store {
     pub fn open_on(backend: Arc<dyn Backend>) -> Result<Self, Error> {
         let config = Config::read(&*backend)?;
         let presence = backend.enter(false)?;
+        // Before the packs: what is removed after this is noticed.
+        let generation = gc::generation(&*backend)?;
         let (packs, skipped) = Packs::load(backend.clone())?;
         Ok(Self {
             id_key: IdKey::new(&config.id_key),
@@ -166,6 +173,7 @@ impl Store {
             skipped,
             node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
             finished: Mutex::default(),
+            generation: Mutex::new(generation),
             walkers: OnceLock::new(),
             root: backend.root(),
             backend,
@@ -218,9 +226,9 @@ impl Store {
         &self.skipped
     }
 
-    /// Whether a block is in the store.
+    /// Whether a block is in the store, and will stay while the caller's lease lasts.
     pub fn has_block(&self, id: &BlockId) -> bool {
-        self.packs.find(PackKind::Data, id.as_bytes()).is_some()
+        self.packs.find_lasting(PackKind::Data, id.as_bytes()).is_some()
     }
 
     /// Whether a tree node is in the store.
@@ -228,9 +236,15 @@ impl Store {
         self.packs.find(PackKind::Tree, id.as_bytes()).is_some()
     }
 
-    /// Name of the pack that holds a block.
+    /// Name of the pack that holds a block, where it will stay.
     pub(crate) fn pack_of(&self, id: &BlockId) -> Option<PackId> {
-        Some(self.packs.record(self.packs.find(PackKind::Data, id.as_bytes())?.pack).id)
+        Some(self.packs.record(self.packs.find_lasting(PackKind::Data, id.as_bytes())?.pack).id)
+    }
+
+    /// Forgets which trees are whole, and nodes that are in memory but perhaps not in the store any more.
+    fn forget_proofs(&self) {
+        self.finished.lock().expect("no panic while it is locked").clear();
+        *self.node_cache.lock().expect("no panic while it is locked") = Generations::new(nodes::CACHED_NODES);
     }
 
     fn walkers(&self) -> Result<&ThreadPool, Error> {

@@ -5,6 +5,7 @@
 
 use super::cache::Generations;
 use super::index::{Index, Location};
+use super::reach::PerObject;
 use crate::Error;
 use crate::backend::{Backend, Listed, Object, PACKS, file_name, pack_key};
 use crate::error::sentence;
@@ -14,9 +15,10 @@ use seal::{
     Codec, Entry, HEADER_SIZE, IdKey, MAX_PACK_SIZE, NODE_SIZE, Opener, PackId, PackIndex, PackKind, Sealed,
     TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// Bytes of a pack's end that are read at once: the index of a 16 MiB pack of well compressed blocks.
@@ -44,8 +46,38 @@ pub struct SkippedPack {
     pub reason: String,
 }
 
+/// Packs that are not to be relied on, by number.
+#[derive(Default)]
+struct Avoided {
+    /// Removed by a collector.
+    gone: HashSet<u32>,
+    /// On their way there: what they hold is promised to nobody.
+    condemned: HashSet<u32>,
+}
+
+/// How good a place a pack is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Gone,
+    Condemned,
+    Lasting,
+}
+
+impl Avoided {
+    fn standing(&self, pack: u32) -> Standing {
+        match () {
+            () if self.gone.contains(&pack) => Standing::Gone,
+            () if self.condemned.contains(&pack) => Standing::Condemned,
+            () => Standing::Lasting,
+        }
+    }
+}
+
 /// All packs and what is in them.
 pub(crate) struct Packs {
+    avoided: RwLock<Avoided>,
+    /// Whether there are any: without collections nobody waits for the lock above.
+    avoids: AtomicBool,
     backend: Arc<dyn Backend>,
     table: RwLock<Table>,
     blocks: Index,
@@ -99,6 +131,8 @@ impl Packs {
         let listing = list(&*backend)?;
         let readers = backend.parallel_reads();
         let packs = Self {
+            avoided: RwLock::default(),
+            avoids: AtomicBool::new(false),
             backend,
             table: RwLock::default(),
             blocks: Index::new(),
@@ -144,11 +178,92 @@ impl Packs {
             table.numbers.insert(id, number);
             number
         };
+        self.place(number, index);
+    }
+
+    /// Enters a pack's objects. Those that are known stay where they are, unless this is a better place.
+    fn place(&self, number: u32, index: &PackIndex) {
         let objects = self.index(index.kind);
+        let avoided = self.avoided.read().expect(LOCKED);
+        let standing = avoided.standing(number);
         for (entry, at) in index.entries.iter().zip(0..) {
             let whole = u64::from(entry.plain_size) == whole_size(index.kind);
-            objects.insert(&entry.id, Location { pack: number, entry: at, whole });
+            let here = Location { pack: number, entry: at, whole };
+            if !objects.insert(&entry.id, here)
+                && objects.get(&entry.id).is_some_and(|there| avoided.standing(there.pack) < standing)
+            {
+                objects.replace(&entry.id, here);
+            }
         }
+    }
+
+    /// Takes note of condemned packs; with `list` also of packs that came and went since they were last listed. With
+    /// `settle` everything that is in a condemned pack and elsewhere too is found elsewhere from now on.
+    pub(crate) fn look_again(
+        &self,
+        list: bool,
+        settle: bool,
+        condemned: &HashSet<PackId>,
+    ) -> Result<(), Error> {
+        let mut lost = false;
+        if list {
+            let listing = self::list(&*self.backend)?;
+            let there: HashSet<PackId> = listing.packs.iter().map(|(id, _)| *id).collect();
+            for (id, size) in listing.packs.iter().filter(|(id, _)| !self.contains(*id)) {
+                if let Err(SkippedPack { path, reason }) = self.load_one(*id, *size) {
+                    tracing::warn!(pack = %path.display(), reason, "pack is not used; run verify");
+                }
+            }
+            let numbers = self.table.read().expect(LOCKED).numbers.clone();
+            let mut avoided = self.avoided.write().expect(LOCKED);
+            for (_, number) in numbers.iter().filter(|(id, _)| !there.contains(id)) {
+                lost |= avoided.gone.insert(*number);
+            }
+        }
+        {
+            let numbers = |id: &PackId| self.number_of(*id);
+            let condemned = condemned.iter().filter_map(numbers).collect();
+            self.avoided.write().expect(LOCKED).condemned = condemned;
+        }
+        if lost || settle {
+            for number in self.numbers() {
+                match self.index_of(number) {
+                    Ok(index) => self.place(number, &index),
+                    // A collector was faster.
+                    Err(error) if error.is_not_found() => {
+                        self.avoided.write().expect(LOCKED).gone.insert(number);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let avoided = self.avoided.read().expect(LOCKED);
+        self.avoids.store(!avoided.gone.is_empty() || !avoided.condemned.is_empty(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Packs that are there, by number.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        let count = u32::try_from(self.table.read().expect(LOCKED).records.len()).unwrap_or(u32::MAX);
+        let avoided = self.avoided.read().expect(LOCKED);
+        (0..count).filter(|number| !avoided.gone.contains(number)).collect()
+    }
+
+    /// The number of a pack that is there.
+    pub(crate) fn number_of(&self, id: PackId) -> Option<u32> {
+        let number = self.table.read().expect(LOCKED).numbers.get(&id).copied()?;
+        (!self.avoided.read().expect(LOCKED).gone.contains(&number)).then_some(number)
+    }
+
+    /// A value for each object of each pack.
+    pub(super) fn per_object(&self) -> PerObject {
+        let table = self.table.read().expect(LOCKED);
+        PerObject::new(table.records.iter().map(|record| record.entries as usize))
+    }
+
+    /// All bytes of a pack.
+    pub(crate) fn bytes_of(&self, number: u32) -> Result<Vec<u8>, Error> {
+        self.backend.get(&pack_key(self.record(number).id), MAX_PACK_SIZE as u64)
     }
 
     fn index(&self, kind: PackKind) -> &Index {
@@ -162,8 +277,20 @@ impl Packs {
         self.table.read().expect(LOCKED).numbers.contains_key(&id)
     }
 
+    /// Where an object stands, also in a condemned pack.
     pub(crate) fn find(&self, kind: PackKind, id: &[u8; 32]) -> Option<Location> {
-        self.index(kind).get(id)
+        let at = self.index(kind).get(id)?;
+        (!self.avoids(|avoided| avoided.gone.contains(&at.pack))).then_some(at)
+    }
+
+    fn avoids(&self, which: impl FnOnce(&Avoided) -> bool) -> bool {
+        self.avoids.load(Ordering::Acquire) && which(&self.avoided.read().expect(LOCKED))
+    }
+
+    /// Where an object stands that somebody may be told to be there: in no condemned pack.
+    pub(crate) fn find_lasting(&self, kind: PackKind, id: &[u8; 32]) -> Option<Location> {
+        let at = self.find(kind, id)?;
+        (!self.avoids(|avoided| avoided.condemned.contains(&at.pack))).then_some(at)
     }
 
     pub(crate) fn count(&self, kind: PackKind) -> u64 {
@@ -185,9 +312,9 @@ impl Packs {
 
     /// How many packs there are, and their bytes.
     pub(crate) fn totals(&self) -> (u64, ByteCount) {
-        let table = self.table.read().expect(LOCKED);
-        let bytes = table.records.iter().map(|record| u64::from(record.size)).sum();
-        (table.records.len() as u64, ByteCount::new(bytes))
+        let numbers = self.numbers();
+        let bytes = numbers.iter().map(|number| u64::from(self.record(*number).size)).sum();
+        (numbers.len() as u64, ByteCount::new(bytes))
     }
 
     /// Reads an object's entry and sealed bytes.

@@ -314,6 +314,8 @@ impl Store {
         for (key, outcome) in keys.iter().zip(self.read_points(&keys)?) {
             match outcome {
                 Ok(point) => found.points.push(point),
+                // Removed by somebody after it was listed.
+                Err(_) if self.backend.head(key)?.is_none() => {}
                 Err(reason) => {
                     found.damaged.push(DamagedPoint { path: self.backend.place(key), reason });
                 }
@@ -329,10 +331,13 @@ impl Store {
     /// [`Error::PointNotFound`], [`Error::PointDamaged`].
     pub fn point(&self, id: PointId) -> Result<StoredPoint, Error> {
         let key = point_key(id);
-        if self.backend.head(&key)?.is_none() {
-            return Err(Error::PointNotFound { wanted: id.to_string() });
+        match self.read_point(&key) {
+            Ok(stored) => Ok(stored),
+            Err(_) if self.backend.head(&key)?.is_none() => {
+                Err(Error::PointNotFound { wanted: id.to_string() })
+            }
+            Err(reason) => Err(Error::PointDamaged { path: self.backend.place(&key), reason }),
         }
-        self.read_point(&key).map_err(|reason| Error::PointDamaged { path: self.backend.place(&key), reason })
     }
 
     /// The restore point whose id begins with `prefix`, at least 4 hexadecimal digits.
@@ -398,7 +403,7 @@ impl Store {
     }
 }
 
-fn point_key(id: PointId) -> String {
+pub(super) fn point_key(id: PointId) -> String {
     format!("{POINTS}{id}.json")
 }
 

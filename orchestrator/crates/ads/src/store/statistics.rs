@@ -5,13 +5,13 @@
 
 use super::Store;
 use super::index::Location;
-use super::nodes::slot_of;
 use super::points::{PointId, StoredPoint};
+use super::reach::{NOBODY, PerObject, SHARED, Walk};
 use crate::Error;
-use blocks::{BLOCK_SIZE, ByteCount};
+use blocks::ByteCount;
 use rayon::prelude::*;
-use seal::{FAN_OUT, NodeId, PackKind};
-use std::collections::{BTreeMap, HashMap};
+use seal::PackKind;
+use std::collections::BTreeMap;
 
 /// What a store holds, and for whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,99 +73,20 @@ pub struct PointStatistics {
 /// Sizes of an object, each less one.
 type Sizes = (u16, u16);
 
-/// A value for each object of the store.
-struct PerObject {
-    packs: Vec<Vec<u32>>,
-}
+/// Sizes of all objects by pack and place in it.
+struct AllSizes(Vec<Vec<Sizes>>);
 
-/// More than one owns it.
-const SHARED: u32 = u32::MAX;
-/// Nobody owns it.
-const NOBODY: u32 = 0;
-
-impl PerObject {
-    fn new(sizes: &[Vec<Sizes>]) -> Self {
-        Self { packs: sizes.iter().map(|pack| vec![NOBODY; pack.len()]).collect() }
-    }
-
-    /// Of an object that came after the sizes were read there is none.
-    fn get_mut(&mut self, at: Location) -> Option<&mut u32> {
-        self.packs.get_mut(at.pack as usize)?.get_mut(at.entry as usize)
-    }
-
-    /// Lets `owner` own it too; gives what it was before.
-    fn own(&mut self, at: Location, owner: u32) -> Option<u32> {
-        let value = self.get_mut(at)?;
-        let before = *value;
-        *value = if before == NOBODY || before == owner { owner } else { SHARED };
-        Some(before)
-    }
-
-    fn clear(&mut self) {
-        self.packs.iter_mut().for_each(|pack| pack.fill(NOBODY));
-    }
-}
-
-struct Walk<'a> {
-    store: &'a Store,
-    sizes: &'a [Vec<Sizes>],
-    /// Blocks below nodes that were walked.
-    counts: HashMap<NodeId, u64>,
-    incomplete: bool,
-}
-
-impl Walk<'_> {
-    /// Walks a tree as far as `enter` wants to see the children of nodes; it is asked about blocks too. Gives the number of
-    /// blocks in the tree.
-    fn node(&mut self, id: NodeId, level: u8, enter: &mut impl FnMut(PackKind, Location) -> bool) -> u64 {
-        let Some(at) = self.store.packs.find(PackKind::Tree, id.as_bytes()) else {
-            self.incomplete = true;
-            return 0;
-        };
-        let wanted = enter(PackKind::Tree, at);
-        if let (false, Some(count)) = (wanted, self.counts.get(&id)) {
-            return *count;
-        }
-        let Ok(node) = self.store.read_node(id) else {
-            self.incomplete = true;
-            return 0;
-        };
-        let mut count = 0;
-        for slot in 0..FAN_OUT {
-            if level > 1 {
-                if let Some(child) = node.child(slot_of(slot)) {
-                    count += self.node(child, level - 1, enter);
-                }
-            } else if let Some(block) = node.block(slot_of(slot)) {
-                count += 1;
-                match self.store.packs.find(PackKind::Data, block.as_bytes()) {
-                    Some(at) => _ = enter(PackKind::Data, at),
-                    None => self.incomplete = true,
-                }
-            }
-        }
-        self.counts.insert(id, count);
-        count
-    }
-
-    /// Walks all disks of a point; gives their plain bytes without zeros.
-    fn point(&mut self, stored: &StoredPoint, enter: &mut impl FnMut(PackKind, Location) -> bool) -> u64 {
-        self.incomplete = false;
-        let trees = stored.point.disks.iter().map(|disk| disk.tree);
-        let roots = trees.filter_map(|tree| Some((tree.root?, tree.levels())));
-        roots.map(|(root, levels)| self.node(root, levels, enter)).sum::<u64>().saturating_mul(BLOCK_SIZE)
-    }
-
+impl AllSizes {
     fn sealed(&self, at: Location) -> u64 {
-        self.sizes_of(at).map_or(0, |(sealed, _)| u64::from(sealed) + 1)
+        self.get(at).map_or(0, |(sealed, _)| u64::from(sealed) + 1)
     }
 
     fn plain(&self, at: Location) -> u64 {
-        self.sizes_of(at).map_or(0, |(_, plain)| u64::from(plain) + 1)
+        self.get(at).map_or(0, |(_, plain)| u64::from(plain) + 1)
     }
 
-    fn sizes_of(&self, at: Location) -> Option<Sizes> {
-        self.sizes.get(at.pack as usize)?.get(at.entry as usize).copied()
+    fn get(&self, at: Location) -> Option<Sizes> {
+        self.0.get(at.pack as usize)?.get(at.entry as usize).copied()
     }
 }
 
@@ -179,6 +100,7 @@ struct Vm<'a> {
 /// What has been found so far.
 struct Counting<'a> {
     walk: Walk<'a>,
+    sizes: &'a AllSizes,
     /// Number of the only VM that reaches an object, [`SHARED`] or [`NOBODY`].
     vm_of: PerObject,
     /// In the first pass the last VM that reached it; in the second the only point of the present VM.
@@ -204,8 +126,8 @@ impl Counting<'_> {
                 _ => false,
             });
             for (kind, at) in met {
-                sealed += self.walk.sealed(at);
-                unique += if kind == PackKind::Data { self.walk.plain(at) } else { 0 };
+                sealed += self.sizes.sealed(at);
+                unique += if kind == PackKind::Data { self.sizes.plain(at) } else { 0 };
             }
             full = full.saturating_add(bytes);
             let statistics = PointStatistics {
@@ -251,7 +173,7 @@ impl Counting<'_> {
                 if owner == NOBODY || self.vm_of.get_mut(at).is_none_or(|vm| *vm != number) {
                     continue;
                 }
-                let sealed = self.walk.sealed(at);
+                let sealed = self.sizes.sealed(at);
                 exclusive += sealed;
                 *of_points.entry(owner).or_default() += sealed;
             }
@@ -282,9 +204,10 @@ impl Store {
             by_vm.into_iter().map(|((pool, uuid), points)| Vm { pool, uuid, points }).collect();
         let (mut done, total) = (0, all.len() as u64 * 2);
         let mut counting = Counting {
-            walk: Walk { store: self, sizes: &sizes, counts: HashMap::new(), incomplete: false },
-            vm_of: PerObject::new(&sizes),
-            seen: PerObject::new(&sizes),
+            walk: Walk::new(self),
+            sizes: &sizes,
+            vm_of: PerObject::new(sizes.0.iter().map(Vec::len)),
+            seen: PerObject::new(sizes.0.iter().map(Vec::len)),
             points: BTreeMap::new(),
             tell: &mut || {
                 done += 1;
@@ -297,17 +220,17 @@ impl Store {
         for ((number, vm), statistics) in (1..).zip(&vms).zip(&mut found.vms) {
             statistics.exclusive = counting.exclusive(number, vm);
         }
-        let Counting { walk, vm_of, mut points, .. } = counting;
+        let Counting { vm_of, mut points, .. } = counting;
         let (mut unique, mut stored, mut unreached) = (0u64, 0u64, 0u64);
         for (pack, values) in (0..).zip(&vm_of.packs) {
             let is_data = self.packs.record(pack).kind == PackKind::Data;
             for (entry, owner) in (0..).zip(values) {
                 let at = Location { pack, entry, whole: false };
                 if *owner == NOBODY {
-                    unreached += walk.sealed(at);
+                    unreached += sizes.sealed(at);
                 } else {
-                    stored += walk.sealed(at);
-                    unique += if is_data { walk.plain(at) } else { 0 };
+                    stored += sizes.sealed(at);
+                    unique += if is_data { sizes.plain(at) } else { 0 };
                 }
             }
         }
@@ -318,7 +241,7 @@ impl Store {
     }
 
     /// Sizes of all objects by pack and place in it, and how many packs could not be read.
-    fn sizes(&self) -> (Vec<Vec<Sizes>>, u64) {
+    fn sizes(&self) -> (AllSizes, u64) {
         let count = u32::try_from(self.packs.totals().0).unwrap_or(u32::MAX);
         let less_one = |size: u32| u16::try_from(size.saturating_sub(1)).unwrap_or(u16::MAX);
         let sizes: Vec<Option<Vec<Sizes>>> = (0..count)
@@ -330,7 +253,7 @@ impl Store {
             })
             .collect();
         let unreadable = sizes.iter().filter(|pack| pack.is_none()).count() as u64;
-        (sizes.into_iter().map(Option::unwrap_or_default).collect(), unreadable)
+        (AllSizes(sizes.into_iter().map(Option::unwrap_or_default).collect()), unreadable)
     }
 }
 

@@ -18,9 +18,7 @@ use crate::error::sentence;
 use crate::ingest::check_object;
 use blocks::{BlockIndex, ByteCount};
 use rayon::prelude::*;
-use seal::{
-    BlockId, FAN_OUT, HEADER_SIZE, MAX_PACK_SIZE, NodeId, Opener, PackId, PackIndex, PackKind, PackWriter,
-};
+use seal::{BlockId, FAN_OUT, HEADER_SIZE, MAX_PACK_SIZE, NodeId, Opener, PackId, PackIndex, PackKind};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
@@ -318,7 +316,7 @@ fn check_ends(backend: &dyn Backend, id: PackId, kind: PackKind) -> Result<(u32,
     let (size, index) = read_index(&*object, size)?;
     let mut header = [0; HEADER_SIZE];
     object.read_exact_at(&mut header, 0).map_err(|error| error.to_string())?;
-    if header[..] != PackWriter::new(kind, 0).finish().bytes[..HEADER_SIZE] {
+    if index.kind != kind || index.check_header(&header).is_err() {
         return Err("its header is damaged".into());
     }
     Ok((size, index))

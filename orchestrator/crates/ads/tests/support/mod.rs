@@ -9,6 +9,7 @@ pub mod faults;
 pub mod memory;
 pub mod servers;
 pub mod suite;
+pub mod turns;
 
 use ads::{DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, RestorePoint, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};

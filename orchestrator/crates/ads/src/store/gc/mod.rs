@@ -1,0 +1,51 @@
+//! Freeing what no restore point needs, while jobs run, with nothing but objects that are written once.
+//!
+//! No lock is trusted: object storage has none. What keeps a block is one of these, in the order in which they are
+//! looked at:
+//!
+//! ```text
+//! leases/<id>.json      somebody works with the store: a job, a restore, a collector. Written before he looks at anything
+//!                       that he relies on, with the trees that he starts from; removed when he is done
+//! points/               restore points
+//! condemned/<id>.json   packs that a collector found to be needed by nobody, and the leases that were there after it
+//!                       was written
+//! ```
+//!
+//! # The rule
+//!
+//! A pack is removed only if (1) it stands in a condemned list that is durable, (2) every lease that was there after that
+//! list was written is gone, and (3) a walk that began after (2) finds it unreachable from every restore point and
+//! from the trees of every lease.
+//!
+//! Why that is enough:
+//!
+//! * Who takes a lease before the list was written is waited for by (2). What he was told to be there stays until he has
+//!   committed a point that (3) sees, or has given up.
+//! * Who takes a lease later reads the list, and never hears of a condemned pack that it has what he wants: he ships it
+//!   again. Either the collector sees his lease, or he sees the list; both is possible, neither is not.
+//! * What he starts from he names in his lease, and then looks whether it is still a restore point. If his lease came too
+//!   late for (3), the point was there when (3) listed points, which is after: points do not come back.
+//! * The collector looks at leases first and at points then: a job that commits in between is seen twice, never not at all.
+//! * A collector holds a lease itself. Of two, each waits for the other before it removes what it condemned: both copies
+//!   of a block that is there twice cannot be removed, each for the other's sake.
+//!
+//! # Who died
+//!
+//! A lease is renewed by a counter beside it. One whose counter has not moved since it was written into a list, for the
+//! whole grace (a day, by the clock of the collectors alone), is taken for dead and removed. If its owner was only slow, he
+//! learns it when he commits: after the point is written he looks for his lease, and without it takes the point back.
+//!
+//! ```text
+//! lease     taking, renewing, giving back, committing       records   what is written
+//! collect   one collection                                  repack    moving what is needed out of sparse packs
+//! ```
+
+mod collect;
+mod lease;
+mod records;
+mod repack;
+
+pub use collect::{GcOptions, GcReport};
+pub(super) use lease::Generation;
+pub use lease::Lease;
+pub(super) use records::generation;

@@ -1,0 +1,70 @@
+//! Moving what is needed out of packs that hold little of it.
+
+use crate::Error;
+use crate::ingest::check_object;
+use crate::store::Store;
+use crate::store::reach::{NOBODY, PerObject};
+use blocks::ByteCount;
+use seal::{Opener, PackKind, PackWriter};
+
+/// Size of the packs that are written; as delegates write them.
+const PACK_SIZE: usize = 16 << 20;
+
+/// Fills packs of one kind.
+struct Mover<'a> {
+    store: &'a Store,
+    kind: PackKind,
+    writer: Option<PackWriter>,
+    written: u64,
+}
+
+impl Mover<'_> {
+    fn push(&mut self, id: [u8; 32], plain_size: usize, sealed: seal::Sealed<'_>) -> Result<(), Error> {
+        if self.writer.as_ref().is_some_and(|writer| !writer.has_room(PACK_SIZE)) {
+            self.write()?;
+        }
+        let kind = self.kind;
+        let writer = self.writer.get_or_insert_with(|| PackWriter::new(kind, PACK_SIZE));
+        writer.push(id, plain_size, sealed);
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        let pack = writer.finish();
+        self.written += self.store.add_pack(pack.id, &pack.bytes)?.stored.get();
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Copies what is needed out of these packs into new ones, each object opened and checked on the way; gives the bytes
+    /// that were written. On return the copies are durable.
+    pub(super) fn repack(&self, packs: &[u32], needed: &PerObject) -> Result<ByteCount, Error> {
+        let mut written = 0;
+        let mut opener = Opener::new()?;
+        for kind in [PackKind::Data, PackKind::Tree] {
+            let mut mover = Mover { store: self, kind, writer: None, written: 0 };
+            for number in packs {
+                let record = self.packs.record(*number);
+                if record.kind != kind {
+                    continue;
+                }
+                let bytes = self.packs.bytes_of(*number)?;
+                let index = self.packs.index_of(*number)?;
+                for (entry, owner) in index.entries.iter().zip(&needed.packs[*number as usize]) {
+                    if *owner == NOBODY {
+                        continue;
+                    }
+                    let damaged = |source| Error::Damaged { pack: record.id, source };
+                    check_object(&self.id_key, &bytes, kind, entry, &mut opener).map_err(damaged)?;
+                    let sealed = entry.sealed(&bytes).map_err(damaged)?;
+                    mover.push(entry.id, entry.plain_size as usize, sealed)?;
+                }
+            }
+            mover.write()?;
+            written += mover.written;
+        }
+        Ok(ByteCount::new(written))
+    }
+}
