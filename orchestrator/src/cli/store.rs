@@ -43,6 +43,10 @@ pub(super) enum StoreCommand {
         /// Take a job for dead that showed no life for this long.
         #[arg(long, value_name = "AGE", default_value = "24h", value_parser = crate::spec::parse_age)]
         grace: Duration,
+        /// No other machine uses this store. To be said for a store on a network file system, and only where it is true:
+        /// what another machine relies on just then might not be seen.
+        #[arg(long)]
+        only_here: bool,
     },
 }
 
@@ -53,8 +57,9 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
         StoreCommand::Init => init(&path, &report),
         StoreCommand::Info => info(&path, &report),
         StoreCommand::Check => check(&path, &report),
-        StoreCommand::Gc { dry_run, repack_below, grace } => {
-            let options = GcOptions { sparse_percent: repack_below, grace, dry_run, ..GcOptions::default() };
+        StoreCommand::Gc { dry_run, repack_below, grace, only_here } => {
+            let options =
+                GcOptions { sparse_percent: repack_below, grace, dry_run, only_here, ..GcOptions::default() };
             gc(&path, &options, &report)
         }
     };
@@ -107,7 +112,11 @@ fn info(path: &Path, report: &Report) -> Result<()> {
 fn gc(path: &Path, options: &GcOptions, report: &Report) -> Result<()> {
     let (store, _) = catalog::open(path, false)?;
     let progress = |done, total| report.event(&Event::Bytes { what: "restore points".into(), done, total });
-    let found = store.collect(options, &progress).map_err(catalog::store_error)?;
+    let found = store.collect(options, &progress).map_err(|error| match error {
+        ads::Error::StaleLists { .. } => catalog::store_error(error)
+            .remedy("if no other machine uses the store right now, say so with --only-here"),
+        error => catalog::store_error(error),
+    })?;
     let value = json!({
         "dry_run": options.dry_run, "points": found.points, "removed": found.removed, "freed": found.freed,
         "repacked": found.repacked, "written": found.written, "waiting": found.waiting,

@@ -191,6 +191,12 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
+    /// A collector might not see who else uses the store.
+    #[error("{} is on a network file system, which may not show at once what another machine does there", dir.display())]
+    StaleLists {
+        /// The store.
+        dir: PathBuf,
+    },
     /// A pin that cannot be made.
     #[error("the restore point cannot be pinned: {reason}")]
     PinRefused {
@@ -288,6 +294,7 @@ impl Error {
             | Self::PinRefused { .. }
             | Self::PointPinned { .. }
             | Self::LeaseLost { .. }
+            | Self::StaleLists { .. }
             | Self::Job { .. }
             | Self::Address { .. }
             | Self::Changed { .. } => ErrorKind::Refused,

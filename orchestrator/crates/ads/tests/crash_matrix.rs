@@ -5,7 +5,7 @@
 
 mod support;
 
-use ads::{Backend, Depth, Scope, Store};
+use ads::{Backend, Depth, GcOptions, Scope, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::crash::{Recorder, Step, matrix};
@@ -44,6 +44,22 @@ fn reopened_and_forgotten(root: &Path, recorder: &Arc<Recorder>) {
     recorder.committed(backup(&store, "first", &first).unwrap(), &first);
 }
 
+/// A point is forgotten and what it had is freed, some of it out of a pack that is needed in part; then a backup again.
+fn collected(root: &Path, recorder: &Arc<Recorder>) {
+    let store = Arc::new(Store::init_with(root, recorder.clone()).unwrap());
+    let (first, second) = (disk(5, 6 * 65536), disk(6, 2 * 65536));
+    let mut half = first.clone();
+    half[65536..].fill(0);
+    let id = backup(&store, "first", &first).unwrap();
+    recorder.committed(id, &first);
+    recorder.committed(backup(&store, "half of it", &half).unwrap(), &half);
+    recorder.removed(id);
+    store.remove_point(id).unwrap();
+    let found = store.collect(&GcOptions::default(), &|_, _| ()).unwrap();
+    assert!(found.removed > 1 && found.repacked == 1 && found.waiting == 0, "{found:?}");
+    recorder.committed(backup(&store, "second", &second).unwrap(), &second);
+}
+
 fn record(scenario: Scenario) -> (TempDir, PathBuf, Vec<Step>) {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("store");
@@ -54,9 +70,11 @@ fn record(scenario: Scenario) -> (TempDir, PathBuf, Vec<Step>) {
 
 #[test]
 fn whatever_a_crash_leaves_of_the_files_opens_and_is_whole() {
-    for (name, scenario) in
-        [("backups", backups as Scenario), ("reopened and forgotten", reopened_and_forgotten)]
-    {
+    for (name, scenario) in [
+        ("backups", backups as Scenario),
+        ("reopened and forgotten", reopened_and_forgotten),
+        ("collected", collected),
+    ] {
         let (_dir, root, steps) = record(scenario);
         let tried = matrix(&root, &steps).unwrap_or_else(|reason| panic!("{name}: {reason}"));
         println!("{name}: {} crash points, {} different states", tried.steps, tried.states);

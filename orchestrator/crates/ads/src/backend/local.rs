@@ -136,6 +136,10 @@ impl Backend for LocalBackend {
         Ok(found)
     }
 
+    fn may_be_stale(&self) -> bool {
+        self.is_shared()
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
         match self.ops.remove(&path) {
@@ -386,6 +390,20 @@ mod tests {
         fn remove(&self, path: &Path) -> io::Result<()> {
             LocalFiles.remove(path)
         }
+    }
+
+    #[test]
+    fn on_a_shared_mount_nothing_is_collected_unless_nobody_else_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut backend = LocalBackend::new(&dir.path().join("store"));
+        backend.shared = Arc::new(OnceLock::from(true));
+        let store = Arc::new(crate::Store::init_on(Arc::new(backend)).expect("a store"));
+        let collect = |only_here| {
+            let options = crate::GcOptions { only_here, ..crate::GcOptions::default() };
+            store.collect(&options, &|_, _| {})
+        };
+        assert!(matches!(collect(false), Err(Error::StaleLists { .. })));
+        collect(true).expect("an empty store has nothing to collect");
     }
 
     #[test]

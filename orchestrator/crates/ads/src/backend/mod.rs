@@ -163,6 +163,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// [`Error::Busy`], or what the system said.
     fn enter(&self, alone: bool) -> Result<Presence, Error>;
 
+    /// Whether a list or a look may be older than what another machine has written: network file systems remember directories
+    /// for a minute.
+    fn may_be_stale(&self) -> bool {
+        false
+    }
+
     /// How many small reads are worth having under way at once.
     fn parallel_reads(&self) -> usize {
         PARALLEL_READS

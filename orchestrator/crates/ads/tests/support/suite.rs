@@ -2,6 +2,7 @@
 
 use super::{backup, disk, restore};
 use ads::{Backend, Depth, Error, ErrorKind, Listed, Probe, Scope, Store};
+use seal::PackKind;
 use std::sync::Arc;
 
 /// A backend on which nothing is; called once for each part of the suite.
@@ -147,9 +148,10 @@ fn a_store_lives_on_it(backend: Arc<dyn Backend>) {
         (0..6).map(|number| backup(&store, &format!("vm-{number}"), &second).unwrap()).collect();
     let found = store.points().unwrap();
     assert!(ids.iter().all(|id| found.points.iter().any(|point| point.id == *id)), "{:?}", found.damaged);
-    // What is damaged is named with its place.
-    let key = backend.list("packs/").unwrap().remove(0).key;
-    let mut bytes = backend.get(&key, 64 << 20).unwrap();
+    // What is damaged is named with its place. A pack of blocks: nodes were written with each backup.
+    let packs = backend.list("packs/").unwrap();
+    let mut read = packs.iter().map(|pack| (pack.key.clone(), backend.get(&pack.key, 64 << 20).unwrap()));
+    let (key, mut bytes) = read.find(|(_, bytes)| bytes[9] == PackKind::Data as u8).unwrap();
     bytes[100] ^= 1;
     backend.put(&key, &bytes).unwrap();
     let report = store.verify(&Scope::All, Depth::EveryByte, &|_| ()).unwrap();

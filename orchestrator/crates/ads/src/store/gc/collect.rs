@@ -24,6 +24,9 @@ pub struct GcOptions {
     pub grace: Duration,
     /// Only count.
     pub dry_run: bool,
+    /// Nobody uses the store from another machine. To be said where [`Backend::may_be_stale`](crate::Backend::may_be_stale):
+    /// the rule needs to see the leases of all.
+    pub only_here: bool,
     /// What the time is; for tests that cannot wait for a day.
     pub now: SystemTime,
 }
@@ -34,6 +37,7 @@ impl Default for GcOptions {
             sparse_percent: 50,
             grace: Duration::from_secs(24 * 3600),
             dry_run: false,
+            only_here: false,
             now: SystemTime::now(),
         }
     }
@@ -111,6 +115,9 @@ impl Store {
         options: &GcOptions,
         progress: &dyn Fn(u64, u64),
     ) -> Result<GcReport, Error> {
+        if self.backend.may_be_stale() && !options.only_here && !options.dry_run {
+            return Err(Error::StaleLists { dir: self.dir().to_owned() });
+        }
         let mut report = GcReport::default();
         let own = self.lease("collector", &[])?;
         if !options.dry_run {

@@ -29,6 +29,10 @@
 //! * A collector holds a lease itself. Of two, each waits for the other before it removes what it condemned: both copies
 //!   of a block that is there twice cannot be removed, each for the other's sake.
 //!
+//! All of this needs lists that are current: whoever looks after somebody has written sees it. Local file systems and object
+//! storage give that, network file systems do not from one machine to another, so that a store there is cleaned only by who
+//! says that no other machine uses it.
+//!
 //! # Who died
 //!
 //! A lease is renewed by a counter beside it. One whose counter has not moved since it was written into a list, for the
