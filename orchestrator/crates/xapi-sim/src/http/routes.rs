@@ -35,7 +35,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut stream: Stream, entry: Entry) -> Re
                 }
             },
             ("PUT", "/import" | "/import_raw_vdi") | ("GET", "/export_raw_vdi") => {
-                return transfer::serve(&sim, stream, head, entry.trusted).await;
+                return transfer::serve(&sim, stream, head, entry).await;
             }
             _ => {
                 respond(&mut stream, 404, &[("content-type", "text/html")], &page(404, &head.path), false)

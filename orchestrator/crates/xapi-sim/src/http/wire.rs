@@ -25,6 +25,8 @@ pub(crate) struct Head {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: Vec<(String, String)>,
+    /// Path and query as they came.
+    pub(crate) target: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
     pub(crate) keep_alive: bool,
@@ -108,6 +110,7 @@ fn parse_head(text: &str) -> Option<Head> {
         method: method.to_owned(),
         path: decode_percent(path),
         query: decode_query(query),
+        target: target.to_owned(),
         headers,
         keep_alive,
     })

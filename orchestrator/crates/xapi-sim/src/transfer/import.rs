@@ -7,7 +7,8 @@ use super::tar::Tar;
 use super::xva::{Chunks, manifest};
 use crate::failure::{Failure, Outcome};
 use crate::http::wire::{BlockingBody, Head, Stream};
-use crate::rpc::value::Value;
+use crate::lab::fate::host_address;
+use crate::rpc::value::{Record, Value};
 use crate::sim::{Context, Sim};
 use crate::storage::{disk, space, sr, vdi};
 use std::os::unix::fs::FileExt;
@@ -33,6 +34,26 @@ pub(super) async fn serve(transfer: &Transfer, mut stream: Stream, head: &Head) 
     let (stream, outcome) = Sim::blocking(work).await;
     transfer.finish(outcome);
     Ok(stream)
+}
+
+/// Where a host sends an import for storage that it does not see: to one that does, with the same path and query
+/// (`import.ml`). None where it may be served here, or nobody sees the storage.
+pub(super) fn elsewhere(context: &Context, head: &Head, host: usize) -> Option<String> {
+    if head.path != "/import" {
+        return None;
+    }
+    let sr = target_sr(context, head).ok()?;
+    let address = context.with(|s| {
+        let here = s.db.find("host", "address", &host_address(host).to_string());
+        if here.iter().any(|host| sr::visible(&s.db, &sr, host)) {
+            return None;
+        }
+        let other = s.db.refs("host").into_iter().find(|host| sr::visible(&s.db, &sr, host))?;
+        Some(s.db.text("host", &other, "address"))
+    })?;
+    // A lab's hosts share a port that is not the usual one.
+    let port = head.header("host").and_then(|host| host.rsplit_once(':')).map(|(_, port)| format!(":{port}"));
+    Some(format!("https://{address}{}{}", port.unwrap_or_default(), head.target))
 }
 
 struct Options {
@@ -96,6 +117,9 @@ fn read(context: &Context, body: &mut BlockingBody, options: &Options, made: &mu
     context.with(|s| {
         for target in &made.disks {
             s.db.put_key("VDI", &target.vdi, "sm_config", "import_task", None);
+        }
+        for vm in &made.vms {
+            s.db.put("VM", vm, "current_operations", Value::Map(Record::new()));
         }
         sr::refresh(&context.sim.config, s, &options.sr);
     });

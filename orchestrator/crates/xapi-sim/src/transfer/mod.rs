@@ -14,6 +14,7 @@ mod xva;
 use crate::dispatch::log_frozen;
 use crate::failure::{Failure, Outcome};
 use crate::faults::{Fault, When};
+use crate::http::routes::Entry;
 use crate::http::wire::{Head, Stream, close, hold, page, respond, respond_open};
 use crate::rpc::value::Value;
 use crate::sim::{Context, Sim};
@@ -40,8 +41,9 @@ pub(crate) async fn serve(
     sim: &Arc<Sim>,
     mut stream: Stream,
     head: Head,
-    trusted: bool,
+    entry: Entry,
 ) -> std::io::Result<()> {
+    let trusted = entry.trusted;
     let handler = format!("{} {}", head.method, head.path);
     log(sim, &handler, &head);
     let fault = sim.faults().strike(&handler).unwrap_or_default();
@@ -78,6 +80,14 @@ pub(crate) async fn serve(
             task::finish(&context, &task, Err(failure));
         }
         respond(&mut stream, 403, &HTML, &page(403, "the user's role does not permit this"), false).await?;
+        close(stream).await;
+        return Ok(());
+    }
+    if let Some(location) = import::elsewhere(&context, &head, entry.host) {
+        if let Some(session) = &temporary {
+            context.with(|s| s.db.remove("session", session));
+        }
+        respond(&mut stream, 302, &[("location", &location)], &[], false).await?;
         close(stream).await;
         return Ok(());
     }

@@ -226,7 +226,8 @@ fn create_vm(state: &mut State, object: &Object, restore: bool, task: Option<&st
     {
         put(reference, Value::null_ref());
     }
-    put("current_operations", Value::Map(Record::new()));
+    // Until its disks are whole nothing else may be done with it (`import.ml`: `complete_import` ends this).
+    put("current_operations", Value::text_map(task.map(|task| (task, "import"))));
     put("power_state", Value::text("Halted"));
     put("domid", Value::Int(-1));
     put("version", Value::Int(0));
