@@ -23,3 +23,4 @@ mod servers;
 mod signing;
 mod slow_disks;
 mod soak;
+mod template;

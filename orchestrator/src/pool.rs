@@ -29,6 +29,12 @@ pub const TAG_STORE: &str = "abd:store";
 /// of our objects copies its tags, but never its uuid: an object that carries the uuid of another one is not ours.
 pub const TAG_SELF: &str = "abd:self";
 
+/// `other_config` key of a template that another one took the place of: that one's uuid, or `removed`.
+pub const TAG_RETIRED: &str = "abd:retired";
+
+/// `other_config` key of a delegate that is kept, halted, for a later job: until when, as RFC 3339 text.
+pub const TAG_IDLE: &str = "abd:idle";
+
 /// `other_config` key of a task in the pool that a job started: the installation and the job, with a slash in between.
 pub const TAG_TASK: &str = "abd:task";
 

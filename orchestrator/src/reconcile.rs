@@ -14,6 +14,7 @@ use crate::ownership::{self, Mark};
 use crate::pool::{Pool, TAG_JOB, TAG_TASK};
 use crate::references;
 use crate::retry::{Patience, is_gone, until_free};
+use crate::template;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -81,6 +82,7 @@ pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
     let pool = &patient_no_more(pool);
     remove_orphans(&journals, pool, &mut outcome).await?;
     references::remove_stale(pool, &journals, &mut outcome.removed).await?;
+    template::sweep(pool, &mut outcome.removed).await?;
     Ok(outcome)
 }
 

@@ -1,14 +1,21 @@
 //! `abd template`: the appliance's template as a file and in pools.
 
 use super::{Session, connect, find_sr};
-use crate::error::{Error, Kind, Result, file_error};
+use crate::error::{Context, Error, Kind, Result, file_error};
 use crate::pool::Pool;
+use crate::removal::Removed;
 use crate::report::table;
 use crate::signing::{self, Protection, PublicKey};
+use crate::template::{Imported, State};
 use crate::{image, template};
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use xapi::{Ref, Sr};
+
+/// How much of a disk's digest people see: enough to tell two builds apart.
+const SHOWN_DIGEST: usize = 12;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {
@@ -74,7 +81,8 @@ pub(super) enum TemplateCommand {
     },
     /// Bring a template file into a pool.
     ///
-    /// Where a public key is built in or given, only a template that was signed with it is taken.
+    /// Where a public key is built in or given, only a template that was signed with it is taken. A template that it
+    /// replaces stays until the last delegate that was made of it has ended; jobs that start now take this one.
     #[command(
         after_help = "Example:\n  abd template import out/abd.xva\n  abd template import out/abd.xva --public-key abd.pub"
     )]
@@ -90,18 +98,28 @@ pub(super) enum TemplateCommand {
         /// The pool, where more than one is known.
         #[arg(long)]
         pool: Option<String>,
-        /// Storage repository, by name or uuid [default: the pool's default].
+        /// Storage repository, by name or uuid [default: the pool's default one; where that cannot take it, the one that
+        /// most hosts see].
         #[arg(long)]
         sr: Option<String>,
     },
-    /// List the appliance's templates in a pool.
+    /// List the appliance's templates in a pool: version, state, storage, and how many delegates were made of each.
     #[command(after_help = "Example:\n  abd template list")]
     List {
         /// The pool, where more than one is known.
         #[arg(long)]
         pool: Option<String>,
     },
+    /// Say whether jobs of this abd have their template in a pool; exit code 7 where not.
+    #[command(after_help = "Example:\n  abd template status\n  abd --json template status | jq .ready")]
+    Status {
+        /// The pool, where more than one is known.
+        #[arg(long)]
+        pool: Option<String>,
+    },
     /// Remove the appliance's templates from a pool, or one of them.
+    ///
+    /// One that delegates were made of stays until the last of them has ended; no job takes it any more.
     #[command(after_help = "Example:\n  abd template remove")]
     Remove {
         /// Only the one with this uuid.
@@ -196,45 +214,136 @@ pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<(
             }
             let pool = connect(session, pool.as_deref()).await?;
             let result = async {
-                let sr = find_sr(&pool, sr.as_deref()).await?;
-                template::import(&pool, &file, Some(&sr), &session.report).await
+                let sr = match sr.as_deref() {
+                    Some(wanted) => find_sr(&pool, Some(wanted)).await?,
+                    None => {
+                        let size = std::fs::metadata(&file)
+                            .map_err(|error| file_error(Kind::Template, &file, "read", error))?
+                            .len();
+                        template::storage_by_rule(&pool, size).await?
+                    }
+                };
+                template::import(&pool, &file, &sr, &session.report).await
             };
             let result = result.await;
             pool.close().await;
-            let (template, imported) = result?;
-            session.report.answer(
-                &json!({"uuid": template.uuid, "version": template.version, "imported": imported}),
-                || {
-                    let what = if imported { "imported" } else { "was there already" };
-                    format!("template {} {what}: {}", template.version, template.uuid)
-                },
-            );
+            imported(session, &result?);
             Ok(())
         }
         TemplateCommand::List { pool } => {
             let pool = connect(session, pool.as_deref()).await?;
-            let templates = template::list(&pool).await;
+            let rows = Rows::of(&pool).await;
             pool.close().await;
-            let rows: Vec<_> = templates?
-                .into_iter()
-                .map(|template| vec![template.uuid, template.version, template.digest])
-                .collect();
-            let value = rows.iter().map(|row| json!({"uuid": row[0], "version": row[1], "digest": row[2]}));
-            session.report.answer(&json!({"templates": value.collect::<Vec<_>>()}), || {
-                table(&["UUID", "VERSION", "DISK"], &rows)
-            });
+            let rows = rows?;
+            session.report.answer(&json!({"templates": rows.values()}), || rows.text());
             Ok(())
+        }
+        TemplateCommand::Status { pool } => {
+            let pool = connect(session, pool.as_deref()).await?;
+            let (rows, usable) = (Rows::of(&pool).await, template::usable(&pool).await);
+            pool.close().await;
+            let rows = rows?;
+            let ready = usable.is_ok();
+            let value = json!({"ready": ready, "version": template::VERSION, "templates": rows.values()});
+            session.report.answer(&value, || match ready {
+                true => {
+                    format!("jobs of this abd ({}) have their template\n{}", template::VERSION, rows.text())
+                }
+                false => rows.text(),
+            });
+            usable.map(|_| ())
         }
         TemplateCommand::Remove { uuid, pool } => {
             let pool = connect(session, pool.as_deref()).await?;
             let result = remove_templates(&pool, uuid.as_deref()).await;
             pool.close().await;
-            let removed = result?;
-            session
-                .report
-                .answer(&json!({"removed": removed}), || format!("{} templates removed", removed.len()));
+            let (removed, waiting) = result?;
+            session.report.answer(&json!({"removed": removed, "waiting": waiting_value(&waiting)}), || {
+                let mut text = format!("{} templates removed", removed.len());
+                for (uuid, users) in &waiting {
+                    text.push_str(&format!("\n{}", waits(uuid, *users)));
+                }
+                text
+            });
             Ok(())
         }
+    }
+}
+
+/// Tells what an import came to.
+fn imported(session: &Session, done: &Imported) {
+    let Imported { template, is_new, removed, waiting } = done;
+    let value = json!({
+        "uuid": template.uuid, "version": template.version, "digest": template.digest, "imported": is_new,
+        "removed": removed, "waiting": waiting_value(waiting),
+    });
+    session.report.answer(&value, || {
+        let what = if *is_new { "imported" } else { "was there already" };
+        let mut text = format!("template {} {what}: {}", template.version, template.uuid);
+        for uuid in removed {
+            text.push_str(&format!("\nremoved the one that it replaces: {uuid}"));
+        }
+        for (uuid, users) in waiting {
+            text.push_str(&format!("\n{}", waits(uuid, *users)));
+        }
+        text
+    });
+}
+
+/// That a template stays for now, and why.
+fn waits(uuid: &str, users: usize) -> String {
+    format!("{uuid} is removed when the last of {users} delegates that were made of it has ended")
+}
+
+fn waiting_value(waiting: &[(String, usize)]) -> Vec<Value> {
+    waiting.iter().map(|(uuid, users)| json!({"uuid": uuid, "delegates": users})).collect()
+}
+
+/// The templates of a pool with the names of their storage.
+struct Rows {
+    found: Vec<template::Found>,
+    names: BTreeMap<Ref<Sr>, String>,
+}
+
+impl Rows {
+    async fn of(pool: &Pool) -> Result<Self> {
+        let found = template::survey(pool).await?;
+        let srs = pool.client.get_all_records::<Sr>().await.context(|| "list storage".into())?;
+        let names = srs.into_iter().map(|(reference, sr)| (reference, sr.name_label)).collect();
+        Ok(Self { found, names })
+    }
+
+    fn storage(&self, found: &template::Found) -> Vec<&str> {
+        found.storage.iter().map(|sr| self.names.get(sr).map_or("?", String::as_str)).collect()
+    }
+
+    fn values(&self) -> Vec<Value> {
+        let one = |found: &template::Found| {
+            let why = match &found.state {
+                State::Broken(why) => Some(why),
+                _ => None,
+            };
+            json!({
+                "uuid": found.template.uuid, "version": found.template.version,
+                "digest": found.template.digest, "state": found.state.word(), "why": why,
+                "storage": self.storage(found), "delegates": found.users,
+            })
+        };
+        self.found.iter().map(one).collect()
+    }
+
+    fn text(&self) -> String {
+        let row = |found: &template::Found| {
+            let state = match &found.state {
+                State::Broken(why) => format!("broken: {why}"),
+                state => state.word().to_owned(),
+            };
+            let digest = found.template.digest.chars().take(SHOWN_DIGEST).collect();
+            let (uuid, version) = (found.template.uuid.clone(), found.template.version.clone());
+            vec![uuid, version, state, self.storage(found).join(", "), found.users.to_string(), digest]
+        };
+        let rows: Vec<_> = self.found.iter().map(row).collect();
+        table(&["UUID", "VERSION", "STATE", "STORAGE", "DELEGATES", "DISK"], &rows)
     }
 }
 
@@ -271,15 +380,28 @@ fn inspect(file: &Path) -> Result<String> {
     ))
 }
 
-async fn remove_templates(pool: &Pool, uuid: Option<&str>) -> Result<Vec<String>> {
-    let mut templates = template::list(pool).await?;
-    templates.retain(|template| uuid.is_none_or(|uuid| template.uuid == uuid));
-    if let (Some(uuid), true) = (uuid, templates.is_empty()) {
+/// Lets go of one template, or of all. Gives those that are removed, and those that wait for delegates.
+async fn remove_templates(pool: &Pool, uuid: Option<&str>) -> Result<(Vec<String>, Vec<(String, usize)>)> {
+    let mut found = template::survey(pool).await?;
+    found.retain(|one| uuid.is_none_or(|uuid| one.template.uuid == uuid));
+    if let (Some(uuid), true) = (uuid, found.is_empty()) {
         return Err(Error::new(Kind::NotFound, format!("no template of ours has the uuid {uuid}"))
             .remedy("see `abd template list`"));
     }
-    for template in &templates {
-        template::remove(pool, template).await?;
+    if let Some(one) = found.iter().find(|one| one.state == State::Importing) {
+        return Err(Error::new(Kind::Locked, format!("template {} is being imported", one.template.uuid))
+            .remedy("wait for that, or end the import"));
     }
-    Ok(templates.into_iter().map(|template| template.uuid).collect())
+    template::let_go(pool, &found, None).await?;
+    let mut swept = Removed::default();
+    let mut waiting = template::sweep(pool, &mut swept).await?;
+    if let Some(first) = swept.leftovers.first() {
+        return Err(Error::new(Kind::Leftovers, format!("not removed: {first}"))
+            .remedy("see what holds it in XenCenter, then run `abd reconcile`"));
+    }
+    waiting.retain(|stays| found.iter().any(|one| one.template.uuid == stays.template.uuid));
+    let waiting: Vec<_> = waiting.into_iter().map(|one| (one.template.uuid, one.users)).collect();
+    let stays = |uuid: &String| waiting.iter().any(|(waiting, _)| waiting == uuid);
+    let removed = found.into_iter().map(|one| one.template.uuid).filter(|uuid| !stays(uuid)).collect();
+    Ok((removed, waiting))
 }

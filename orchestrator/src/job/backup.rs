@@ -14,6 +14,7 @@ use crate::preflight::{self, Finding, Gate, Known, Subject};
 use crate::report::{Event, JobSummary};
 use crate::retention;
 use crate::spec::JobOptions;
+use crate::template::TemplateAt;
 use crate::tracking::Decision;
 use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
@@ -115,7 +116,7 @@ impl Job<'_> {
     async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Entrance> {
         self.step("check");
         let history = self.history(record.uuid.as_str()).await?;
-        let known = Known { templates: self.run.templates.clone(), network: self.run.network.clone() };
+        let known = Known { templates: self.templates().await?, network: self.run.network.clone() };
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));
@@ -148,8 +149,9 @@ impl Job<'_> {
         let site = placement::Site::look(&self.pool, &self.demand()).await?;
         let preferred = placement::preference(host, Some(record));
         // Found out before anything is made in the pool.
+        let templates = self.templates().await?;
         let storage: Vec<_> = live.wanted.iter().map(|disk| disk.record.sr.clone()).collect();
-        rounds(&storage, &site, &self.run.templates, &preferred)?;
+        rounds(&storage, &site, &templates, &preferred)?;
         self.check_cancelled()?;
         self.track(&mut live.wanted).await;
         let planning = self.snapshot_and_plan(vm, record, live, history, entries);
@@ -158,8 +160,8 @@ impl Job<'_> {
         self.check_tracking(&planned)?;
         self.check_cancelled()?;
         let storage: Vec<_> = planned.iter().map(|disk| disk.source.sr.clone()).collect();
-        let rounds = rounds(&storage, &site, &self.run.templates, &preferred)?;
-        let (sealed, mut tidied) = self.read(&planned, &rounds, entries).await?;
+        let rounds = rounds(&storage, &site, &templates, &preferred)?;
+        let (sealed, mut tidied) = self.read(&planned, &rounds, &templates, entries).await?;
         // Every byte is durable: what resists from here on is left to `reconcile` and does not undo the backup.
         let reserve = planned.iter().any(|disk| self.reserves(&disk.source));
         if !reserve {
@@ -237,6 +239,7 @@ impl Job<'_> {
         &self,
         planned: &[Planned],
         rounds: &[Round],
+        templates: &[TemplateAt],
         entries: &mut Vec<Entry>,
     ) -> Result<(Sealed, Tidied), Failure> {
         let mut sealed = Sealed::new(planned.len());
@@ -245,7 +248,8 @@ impl Job<'_> {
             if rounds.len() > 1 {
                 self.step(&format!("delegate {} of {}", number + 1, rounds.len()));
             }
-            let (outcome, removed) = self.read_round(planned, round, entries).await?;
+            let (outcome, removed) =
+                self.read_round(planned, round, &templates[round.template], entries).await?;
             sealed.take(round, outcome);
             if let Err(error) = removed {
                 self.warn(format!("not removed, run `abd reconcile`: {}", error.chain()));
@@ -263,6 +267,7 @@ impl Job<'_> {
         &self,
         planned: &[Planned],
         round: &Round,
+        template: &TemplateAt,
         entries: &mut Vec<Entry>,
     ) -> Result<(Outcome, Result<()>), Failure> {
         let disks = || (FIRST_POSITION..).zip(round.disks.iter().map(|at| (*at, &planned[*at])));
@@ -295,7 +300,7 @@ impl Job<'_> {
         let bitmaps = disks()
             .map(|(_, (_, disk))| disk.decision.bitmap.as_ref().map(|bitmap| bitmap.to_xapi()))
             .collect();
-        let site = Site { host: Some(round.host.clone()), template: round.template };
+        let site = Site { host: Some(round.host.clone()), template: template.clone() };
         self.serve(work, bitmaps, &attachments, &site, entries).await
     }
 

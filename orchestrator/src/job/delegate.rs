@@ -1,11 +1,13 @@
 //! One delegate: made from the template, started, watched until it has halted, removed.
 
 use super::{Failure, Job, PROGRESS_MS, cancelled, requested};
-use crate::cleanup::{delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
+use crate::cleanup::{Removed, delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::ownership::mark;
 use crate::report::Event;
+use crate::retry::is_gone;
+use crate::template::{self, TemplateAt};
 use ads::{JobEvent, JobGrant, JobHandle};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -49,8 +51,8 @@ pub(super) struct Attachment {
 pub(super) struct Site {
     /// The host; the pool chooses where absent.
     pub host: Option<Ref<Host>>,
-    /// Position in the run's list of templates.
-    pub template: usize,
+    /// What it is cloned from.
+    pub template: TemplateAt,
 }
 
 /// A delegate that exists.
@@ -107,8 +109,7 @@ impl Job<'_> {
         let client = &self.pool.client;
         let name = delegate_name(&self.id);
         self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
-        let template = &run.templates[site.template].template;
-        let vm = client.vm_clone(&template.reference, &name).await.context(|| "clone the template".into())?;
+        let vm = self.clone_template(&name, &site.template).await?;
         let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
         mark(&self.pool, &vm, &record.uuid, &self.id, &[]).await.context(|| "tag the delegate".into())?;
         let own_vdis = disks_of(&self.pool, &record, |_| true).await?;
@@ -156,6 +157,21 @@ impl Job<'_> {
         Ok(Delegate { vm, own_vdis })
     }
 
+    /// Clones the template; where it was replaced just now, the one that took its place on the same storage.
+    async fn clone_template(&self, name: &str, at: &TemplateAt) -> Result<Ref<Vm>> {
+        let cloning = || "clone the template".to_owned();
+        let client = &self.pool.client;
+        let error = match client.vm_clone(&at.template.reference, name).await {
+            Err(error) if is_gone(&error) => error,
+            done => return done.context(cloning),
+        };
+        let now = template::usable(&self.pool).await?;
+        match now.iter().find(|other| other.storage == at.storage) {
+            Some(other) => client.vm_clone(&other.template.reference, name).await.context(cloning),
+            None => Err(error).context(cloning),
+        }
+    }
+
     /// Opens the job at the service, makes a delegate for it, watches it to its end and removes it. Gives what the
     /// delegate achieved, and whether it is gone.
     /// `bitmaps` go by position in the order, as XAPI gives them.
@@ -185,7 +201,23 @@ impl Job<'_> {
         handle.close();
         self.step("remove delegate");
         let removed = self.remove(&delegate).await;
+        self.sweep_templates(&site.template).await;
         Ok((outcome, removed))
+    }
+
+    /// Removes the delegate's template where it was replaced meanwhile and this was the last delegate made of it.
+    /// `abd reconcile` does what fails here.
+    async fn sweep_templates(&self, at: &TemplateAt) {
+        let mut removed = Removed::default();
+        if let Err(error) = template::sweep_after(&self.pool, &at.template, &mut removed).await {
+            tracing::warn!(job = %self.id, "{}", error.chain());
+        }
+        for object in &removed.objects {
+            tracing::info!(job = %self.id, "removed {object}, which was replaced");
+        }
+        for leftover in removed.leftovers {
+            tracing::warn!(job = %self.id, "not removed: {leftover}");
+        }
     }
 
     /// Writes an entry to the journal and remembers it for the clean-up.

@@ -17,7 +17,7 @@ use crate::pool::Pool;
 use crate::reconcile;
 use crate::report::{DelegateSummary, DiskSummary, Event, JobSummary, Report};
 use crate::spec::JobOptions;
-use crate::template::TemplateAt;
+use crate::template::{self, TemplateAt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use xapi::{Network, Ref};
@@ -175,6 +175,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The templates as they are now: the run may have begun hours ago, before an upgrade.
+    async fn templates(&self) -> Result<Vec<TemplateAt>> {
+        template::unchanged(&self.pool, &self.run.templates).await
+    }
+
     /// What the job's delegates need of their hosts.
     fn demand(&self) -> placement::Demand {
         let delegate = &self.options.delegate;

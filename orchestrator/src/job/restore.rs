@@ -63,7 +63,8 @@ impl Job<'_> {
         let pool = placement::Site::look(&self.pool, &self.demand()).await?;
         // The disks share their storage, so that every round has the same place.
         let storage = vec![request.sr.clone(); request.disks.len()];
-        let rounds = rounds(&storage, &pool, &self.run.templates, &[])?;
+        let templates = self.templates().await?;
+        let rounds = rounds(&storage, &pool, &templates, &[])?;
         self.step("make disks");
         let mut targets = Vec::new();
         for at in &request.disks {
@@ -73,7 +74,8 @@ impl Job<'_> {
         self.check_cancelled()?;
         let mut written = Sealed::new(targets.len());
         for round in &rounds {
-            let site = Site { host: Some(round.host.clone()), template: round.template };
+            let template = templates[round.template].clone();
+            let site = Site { host: Some(round.host.clone()), template };
             let targets: Vec<&Target> = round.disks.iter().map(|at| &targets[*at]).collect();
             let (outcome, removed) = self.write(&targets, &site, entries).await?;
             // Only a delegate that is gone cannot write to the disks any more.
