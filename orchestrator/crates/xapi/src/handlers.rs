@@ -88,6 +88,50 @@ impl Client {
         Ok(head.expect("a download that succeeds gives a head"))
     }
 
+    /// Reads a disk from its first to its last byte; `take` gets it piece by piece.
+    pub async fn export_vdi_raw(&self, vdi: &Ref<Vdi>, mut take: impl FnMut(&[u8])) -> Result<()> {
+        const PATH: &str = "/export_raw_vdi";
+        let query = [("vdi", vdi.as_str()), ("format", "raw")];
+        let params = [Value::from(vdi.as_str())];
+        let call = Call { method: "GET /export_raw_vdi", params: &params, mutating: false };
+        let work = async {
+            let task = self.task_create("read a disk", "").await?;
+            let outcome = match self.download(PATH, &query, &task, &mut take).await {
+                Ok(()) => self.wait_task(&task, self.timeouts().operation).await,
+                Err(error) => match self.verdict(&task, &error).await {
+                    Some(Err(reason)) => Err(reason),
+                    _ => Err(error),
+                },
+            };
+            let outcome = outcome.map_err(|error| error.with_method(PATH));
+            self.leave(&task, outcome.as_ref().err()).await;
+            outcome
+        };
+        self.observed(&call, work).await.map(drop)
+    }
+
+    async fn download(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        task: &Ref<Task>,
+        take: &mut impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let (http, mut response, _stop) = self.request(path, Method::GET, query, task, |_| Ok(None)).await?;
+        if !response.status().is_success() {
+            let answer = http.read_up_to(path, &mut response, ANSWER_LIMIT).await?;
+            return refused(path, response.status().as_u16(), &answer);
+        }
+        loop {
+            let chunk = timeout(self.timeouts().stall, response.chunk()).await;
+            let chunk = chunk.map_err(|_| Error::new(Kind::Timeout, path, "the pool sends nothing"))?;
+            match chunk.map_err(|error| http.failed(path, error))? {
+                Some(chunk) => take(&chunk),
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn upload(
         &self,
         path: &str,
