@@ -11,6 +11,7 @@ mod headless;
 mod incremental;
 mod jobs;
 mod kill_points;
+mod persistent;
 mod plan;
 mod pool_faults;
 mod pools;

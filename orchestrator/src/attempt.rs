@@ -189,6 +189,7 @@ impl Subject {
             summary.elapsed_ms = done.elapsed_ms;
             summary.alarms = done.alarms;
             summary.path = done.path;
+            summary.delegates_reused = done.delegate.reused;
             summary.disks = done
                 .disks
                 .into_iter()

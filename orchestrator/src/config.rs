@@ -61,6 +61,27 @@ pub struct PoolConfig {
     /// Uuid or name of the network for delegates; the management network where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Most delegates that are kept, halted, for later jobs, of those that ran on one host; 0 is none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keep_idle: u32,
+    /// How long each of these is kept, in seconds.
+    #[serde(default = "default_keep_idle_for_s", skip_serializing_if = "is_default_keep_idle_for_s")]
+    pub keep_idle_for_s: u64,
+}
+
+/// How long a delegate is kept where delegates are kept and nothing else is said: half an hour.
+pub const DEFAULT_KEEP_IDLE_FOR_S: u64 = 1800;
+
+fn is_default(count: &u32) -> bool {
+    *count == 0
+}
+
+fn default_keep_idle_for_s() -> u64 {
+    DEFAULT_KEEP_IDLE_FOR_S
+}
+
+fn is_default_keep_idle_for_s(seconds: &u64) -> bool {
+    *seconds == DEFAULT_KEEP_IDLE_FOR_S
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -382,6 +403,8 @@ mod tests {
             advertise: None,
             listen: None,
             network: None,
+            keep_idle: 2,
+            keep_idle_for_s: 60,
         };
         state.save_pools(vec![pool("a")]).expect("save");
         assert_eq!(state.pool(None).expect("the only one"), pool("a"));

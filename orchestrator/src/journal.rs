@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result, file_error};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -86,11 +87,29 @@ pub enum Entry {
     },
     /// The restored VDIs are complete. From here on they are the user's and only lose our tags.
     Restored,
+    /// The delegate is kept, halted and without any job's disks, for a later job. Only in a journal of its own.
+    Idle(Idle),
+    /// A job has taken the kept delegate.
+    Taken {
+        /// The job's uuid.
+        job: String,
+    },
     /// Why the job ended, for a reader of the file.
     Failed {
         /// The error.
         reason: String,
     },
+}
+
+/// How long a delegate is kept, and what it is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// Until when, in seconds since 1970.
+    pub until_s: u64,
+    /// Reference of the host that it ran on last.
+    pub host: String,
+    /// Uuid of the template that it was cloned from.
+    pub template: String,
 }
 
 /// The end of one snapshot VDI.
@@ -137,6 +156,8 @@ pub struct Reserve {
 pub struct Journal {
     path: PathBuf,
     file: Mutex<File>,
+    /// Holds the lock where the file itself does not.
+    _lock: Option<File>,
 }
 
 /// The journal of a job that is over: locked, so that nobody else works through it.
@@ -149,6 +170,24 @@ pub struct DeadJournal {
     /// Its entries. A half-written last line is dropped: the call it announced was not made.
     pub entries: Vec<Entry>,
     lock: File,
+}
+
+/// The journals of a directory.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Jobs that run, by uuid.
+    pub live: Vec<String>,
+    /// Journals of jobs that are over.
+    pub dead: Vec<DeadJournal>,
+    /// Journals of delegates that are kept for later jobs.
+    pub idle: Vec<DeadJournal>,
+}
+
+impl Scan {
+    /// Those whose objects are no leftovers: of jobs that run, and kept delegates.
+    pub fn owners(&self) -> std::collections::BTreeSet<String> {
+        self.live.iter().cloned().chain(self.idle.iter().map(|journal| journal.job.clone())).collect()
+    }
 }
 
 impl Journal {
@@ -172,7 +211,7 @@ impl Journal {
         let begun = file
             .try_lock()
             .map_err(|error| failed("lock", std::io::Error::other(error)))
-            .map(|()| Self { path: path.clone(), file: Mutex::new(file) })
+            .map(|()| Self { path: path.clone(), file: Mutex::new(file), _lock: None })
             .and_then(|journal| journal.write(first).map(|()| journal))
             .and_then(|journal| {
                 fs::rename(&part, &path).map_err(|error| failed("name", error))?;
@@ -215,6 +254,31 @@ impl Journal {
 }
 
 impl DeadJournal {
+    /// What the kept delegate is good for, where this is the journal of one.
+    pub fn idle(&self) -> Option<&Idle> {
+        match self.entries.last() {
+            Some(Entry::Idle(idle)) => Some(idle),
+            _ => None,
+        }
+    }
+
+    /// Goes on with the journal, and with it what it announced. Nobody else can meanwhile: the lock is never let go of.
+    /// `None` where it was removed by the one who held it before.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] where it cannot be written.
+    pub fn resume(self) -> Result<Option<Journal>> {
+        let failed = |error| file_error(Kind::Failed, &self.path, "open", error);
+        let (Ok(named), held) = (fs::metadata(&self.path), self.lock.metadata().map_err(failed)?) else {
+            return Ok(None);
+        };
+        if (named.dev(), named.ino()) != (held.dev(), held.ino()) {
+            return Ok(None);
+        }
+        let file = File::options().append(true).open(&self.path).map_err(failed)?;
+        Ok(Some(Journal { path: self.path, file: Mutex::new(file), _lock: Some(self.lock) }))
+    }
+
     /// How long ago it was last written; `None` where the clock went back.
     pub fn age(&self) -> Option<Duration> {
         self.lock.metadata().ok()?.modified().ok()?.elapsed().ok()
@@ -243,12 +307,12 @@ pub fn path(directory: &Path, job: &str) -> PathBuf {
     directory.join(format!("{job}.journal"))
 }
 
-/// Jobs by their journals: those that run, and those that are over.
+/// Jobs by their journals: those that run, those that are over, and kept delegates.
 ///
 /// # Errors
 /// [`Kind::Usage`] for a journal that cannot be read, naming it.
-pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
-    let (mut live, mut dead) = (Vec::new(), Vec::new());
+pub fn scan(directory: &Path) -> Result<Scan> {
+    let mut scan = Scan::default();
     let failed = |path: &Path, error| file_error(Kind::Usage, path, "read", error);
     for item in fs::read_dir(directory).map_err(|error| failed(directory, error))? {
         let path = item.map_err(|error| failed(directory, error))?.path();
@@ -266,7 +330,7 @@ pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
             Err(error) => return Err(failed(&path, error)),
         };
         if file.try_lock().is_err() {
-            live.push(job);
+            scan.live.push(job);
             continue;
         }
         let mut text = String::new();
@@ -278,9 +342,13 @@ pub fn scan(directory: &Path) -> Result<(Vec<String>, Vec<DeadJournal>)> {
             Error::new(Kind::Usage, format!("{} line {line} is not a journal entry", path.display()))
                 .remedy("it was written by another version or damaged; look into it before you move it away")
         })?;
-        dead.push(DeadJournal { path, job, entries, lock: file });
+        let journal = DeadJournal { path, job, entries, lock: file };
+        match journal.idle() {
+            Some(_) => scan.idle.push(journal),
+            None => scan.dead.push(journal),
+        }
     }
-    Ok((live, dead))
+    Ok(scan)
 }
 
 /// Removes a journal that never got its name, once nobody is making it any more. It announced nothing that was done.
@@ -319,15 +387,38 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let journal = Journal::start(directory.path(), "j", &started()).expect("journal");
         journal.write(&Entry::TornDown).expect("write");
-        let (live, dead) = scan(directory.path()).expect("scan");
+        let Scan { live, dead, .. } = scan(directory.path()).expect("scan");
         assert_eq!((live.as_slice(), dead.len()), (&["j".to_owned()][..], 0));
         drop(journal);
-        let (live, mut dead) = scan(directory.path()).expect("scan");
+        let Scan { live, mut dead, .. } = scan(directory.path()).expect("scan");
         assert_eq!((live.len(), dead.len()), (0, 1));
         let dead = dead.remove(0);
         assert_eq!(dead.entries, [started(), Entry::TornDown]);
         dead.finish().expect("remove");
-        assert_eq!(scan(directory.path()).expect("scan").1.len(), 0);
+        assert_eq!(scan(directory.path()).expect("scan").dead.len(), 0);
+    }
+
+    #[test]
+    fn a_kept_delegate_is_neither_live_nor_dead_and_only_one_can_take_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let idle = Idle { until_s: 1, host: "h".into(), template: "t".into() };
+        let journal = Journal::start(directory.path(), "j", &started()).expect("journal");
+        journal.write(&Entry::Idle(idle.clone())).expect("write");
+        drop(journal);
+        let mut first = scan(directory.path()).expect("scan");
+        assert_eq!((first.live.len(), first.dead.len(), first.idle[0].idle()), (0, 0, Some(&idle)));
+        assert!(first.owners().contains("j"));
+        let second = scan(directory.path()).expect("scan");
+        assert_eq!((second.live.as_slice(), second.idle.len()), (&["j".to_owned()][..], 0));
+        let taken = first.idle.remove(0).resume().expect("open").expect("there");
+        taken.write(&Entry::Taken { job: "k".into() }).expect("write");
+        assert_eq!(scan(directory.path()).expect("scan").live, ["j"], "the lock was never let go of");
+        drop(taken);
+        let mut over = scan(directory.path()).expect("scan");
+        assert_eq!((over.dead.len(), over.idle.len()), (1, 0));
+        let over = over.dead.remove(0);
+        fs::remove_file(&over.path).expect("removed");
+        assert!(over.resume().expect("looked").is_none(), "what was removed is not gone on with");
     }
 
     #[test]

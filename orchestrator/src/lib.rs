@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod image;
 pub mod job;
 pub mod journal;
+pub mod kept;
 pub mod lock;
 pub mod ownership;
 pub mod path;

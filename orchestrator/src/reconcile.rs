@@ -9,7 +9,8 @@
 use crate::cleanup::{self, Removed};
 use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
-use crate::journal::{self, DeadJournal, Entry};
+use crate::journal::{self, DeadJournal, Entry, Scan};
+use crate::kept;
 use crate::ownership::{self, Mark};
 use crate::pool::{Pool, TAG_JOB, TAG_TASK};
 use crate::references;
@@ -48,11 +49,16 @@ const OPERATION: &str = "Async.";
 /// Where the journals cannot be read or the pool cannot be asked.
 pub async fn run(state: &State, pool: &Pool) -> Result<Outcome> {
     let journals = state.journal_directory();
-    let (live, dead) = journal::scan(&journals)?;
-    let mut outcome = Outcome { live, ..Outcome::default() };
+    let mut outcome = Outcome::default();
+    kept::trim(pool, &journals, false, &mut outcome.removed).await?;
+    // Kept delegates that stay are let go of at once: a job may want one.
+    let Scan { live, dead, .. } = journal::scan(&journals)?;
+    outcome.live = live;
     // Locked as long as they are held: nobody else works through them.
-    let dead: Vec<DeadJournal> =
+    let mut dead: Vec<DeadJournal> =
         dead.into_iter().filter(|journal| belongs_to(journal, &pool.config.uuid)).collect();
+    // A delegate with a journal of its own holds the disks of a snapshot that is in its job's.
+    dead.sort_by_key(|journal| !kept::is_of_delegate(journal));
     let ours: BTreeSet<&str> = dead.iter().map(|journal| journal.job.as_str()).collect();
     let busy = settle_tasks(pool, &journals, &ours).await?;
     for (job, operations) in &busy {

@@ -128,7 +128,7 @@ pub fn hold(state: &State, items: &[Item], pools: &[String]) -> Result<Vec<Lock>
     let named = vms.iter().filter(|vm| lock::is_run_name(vm));
     let locks =
         named.map(|vm| Lock::take(&directory, Subject::Vm(vm), "release")).collect::<Result<Vec<_>>>()?;
-    let (live, dead) = journal::scan(&state.journal_directory())?;
+    let journal::Scan { live, dead, .. } = journal::scan(&state.journal_directory())?;
     if let Some(item) = items.iter().find(|item| item.kept.job.as_ref().is_some_and(|job| live.contains(job)))
     {
         return Err(Error::new(

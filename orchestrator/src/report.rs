@@ -216,6 +216,8 @@ impl JobSummary {
 /// What a delegate reported of itself.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct DelegateSummary {
+    /// How many of the job's delegates were kept ones, of earlier jobs.
+    pub reused: u32,
     /// Version of its program.
     pub agent: String,
     /// How it read disks.

@@ -24,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use store::StoreCommand;
 use templates::TemplateCommand;
 use xapi::{Ref, Sr};
@@ -202,6 +203,16 @@ enum PoolCommand {
         after_help = "Example:\n  abd pool add https://10.0.0.11 --user root --password-file /etc/abd/pool.password\n  abd pool add --local --advertise 10.0.0.11"
     )]
     Add(PoolAddArgs),
+    /// Change what is known of a pool.
+    #[command(
+        after_help = "Example:\n  abd pool set dc1 --keep-idle 2 --keep-idle-for 1h\n  abd pool set dc1 --keep-idle 0"
+    )]
+    Set {
+        /// The pool's name.
+        name: String,
+        #[command(flatten)]
+        keep: KeepArgs,
+    },
     /// List the pools.
     #[command(after_help = "Example:\n  abd pool list")]
     List,
@@ -248,6 +259,19 @@ struct PoolAddArgs {
     /// Network for delegates, by name or uuid [default: the management network].
     #[arg(long)]
     network: Option<String>,
+    #[command(flatten)]
+    keep: KeepArgs,
+}
+
+/// Whether delegates are kept for later jobs.
+#[derive(Clone, Debug, Args)]
+struct KeepArgs {
+    /// Keep up to this many delegates per host, halted, for later jobs; 0 throws every one away [default: 0].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=64))]
+    keep_idle: Option<u32>,
+    /// How long each of them is kept after its job [default: 30min].
+    #[arg(long, value_name = "DURATION", value_parser = crate::spec::parse_pause)]
+    keep_idle_for: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,6 @@ use crate::preflight::{self, Facts};
 use crate::selection::Strictness;
 use crate::spec::{self, RunSpec};
 use serde_json::json;
-use std::collections::BTreeSet;
 
 pub(super) async fn run(session: &Session, args: PlanArgs) -> Result<()> {
     let (spec, strictness) = match &args.job {
@@ -47,8 +46,7 @@ async fn look(session: &Session, spec: &RunSpec, past: &Past) -> Result<Vec<Fact
         [] => vec![None],
         names => names.iter().map(|name| Some(name.as_str())).collect(),
     };
-    let (live, _) = journal::scan(&session.state.journal_directory())?;
-    let live: BTreeSet<String> = live.into_iter().collect();
+    let live = journal::scan(&session.state.journal_directory())?.owners();
     let mut pools = Vec::new();
     for name in names {
         let pool = Pool::connect_read_only(&session.state, session.state.pool(name)?).await?;

@@ -1,8 +1,10 @@
 //! `abd pool`: which pools are known, and which certificates are trusted.
 
-use super::{PoolAddArgs, PoolCommand, Session};
-use crate::config::PoolConfig;
+use super::{KeepArgs, PoolAddArgs, PoolCommand, Session};
+use crate::cleanup::Removed;
+use crate::config::{DEFAULT_KEEP_IDLE_FOR_S, PoolConfig};
 use crate::error::{Context, Error, Kind, Result};
+use crate::kept;
 use crate::pool::{Pool, connect_with, parse_endpoint, pem_to_der};
 use crate::reconcile;
 use crate::report::table;
@@ -17,6 +19,7 @@ const HTTPS_PORT: u16 = 443;
 pub(super) async fn run(session: &Session, command: PoolCommand) -> Result<()> {
     match command {
         PoolCommand::Add(args) => pool_add(session, args).await,
+        PoolCommand::Set { name, keep } => pool_set(session, &name, &keep).await,
         PoolCommand::List => pool_list(session),
         PoolCommand::Remove { name, keep_references } => pool_remove(session, &name, keep_references).await,
     }
@@ -50,7 +53,10 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
         advertise: args.advertise,
         listen: args.listen,
         network: args.network,
+        keep_idle: 0,
+        keep_idle_for_s: DEFAULT_KEEP_IDLE_FOR_S,
     };
+    apply(&args.keep, &mut config);
     let credentials = if local {
         Credentials::Local
     } else {
@@ -84,6 +90,65 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
         format!("pool '{name}' ({uuid}) added; next: abd template import FILE.xva")
     });
     Ok(())
+}
+
+fn apply(keep: &KeepArgs, config: &mut PoolConfig) {
+    config.keep_idle = keep.keep_idle.unwrap_or(config.keep_idle);
+    config.keep_idle_for_s = keep.keep_idle_for.map_or(config.keep_idle_for_s, |time| time.as_secs());
+}
+
+/// Changes a pool's settings. Kept delegates that they do not allow any more are removed at once.
+async fn pool_set(session: &Session, name: &str, keep: &KeepArgs) -> Result<()> {
+    if keep.keep_idle.is_none() && keep.keep_idle_for.is_none() {
+        return Err(Error::new(Kind::Usage, "nothing is to be changed").remedy("say --keep-idle COUNT"));
+    }
+    let mut config = session.state.pool(Some(name))?;
+    apply(keep, &mut config);
+    let mut pools = session.state.pools()?;
+    for pool in pools.iter_mut().filter(|pool| pool.name == name) {
+        pool.clone_from(&config);
+    }
+    session.state.save_pools(pools)?;
+    let removed = drop_kept(session, config.clone(), false).await?;
+    let value = json!({
+        "name": name, "keep_idle": config.keep_idle, "keep_idle_for_s": config.keep_idle_for_s,
+        "removed": removed.objects,
+    });
+    session.report.answer(&value, || match config.keep_idle {
+        0 => format!("pool '{name}': delegates are thrown away after their jobs"),
+        count => {
+            format!(
+                "pool '{name}': up to {count} delegates per host are kept for {} s",
+                config.keep_idle_for_s
+            )
+        }
+    });
+    Ok(())
+}
+
+/// Removes kept delegates from a pool: those that its settings do not allow, or all. Asks the pool only if there are any.
+async fn drop_kept(session: &Session, config: PoolConfig, all: bool) -> Result<Removed> {
+    let journals = session.state.journal_directory();
+    let mut removed = Removed::default();
+    let idle = crate::journal::scan(&journals)?.idle;
+    if !idle.iter().any(|journal| reconcile::belongs_to(journal, &config.uuid)) {
+        return Ok(removed);
+    }
+    drop(idle);
+    let name = config.name.clone();
+    let remedy = "run `abd reconcile` when the pool answers again";
+    let pool = Pool::connect(&session.state, config).await.map_err(|error| {
+        Error::new(error.kind(), format!("kept delegates stay in pool '{name}' for now: {}", error.chain()))
+            .remedy(remedy)
+    })?;
+    let trimmed = kept::trim(&pool, &journals, all, &mut removed).await;
+    pool.close().await;
+    trimmed?;
+    match removed.leftovers.first() {
+        None => Ok(removed),
+        Some(first) => Err(Error::new(Kind::Leftovers, format!("a kept delegate stays: {first}"))
+            .remedy("see what holds it in XenCenter, then run `abd reconcile`")),
+    }
 }
 
 /// Records the certificates of all hosts of the pool, as the trusted one tells them: a call may be redirected to any of
@@ -156,7 +221,8 @@ fn pool_list(session: &Session) -> Result<()> {
 
 async fn pool_remove(session: &Session, name: &str, keep_references: bool) -> Result<()> {
     let config = session.state.pool(Some(name))?;
-    let (live, dead) = crate::journal::scan(&session.state.journal_directory())?;
+    drop_kept(session, config.clone(), true).await?;
+    let crate::journal::Scan { live, dead, .. } = crate::journal::scan(&session.state.journal_directory())?;
     let dead = dead.iter().filter(|journal| reconcile::belongs_to(journal, &config.uuid)).count();
     if dead > 0 || !live.is_empty() {
         let message =

@@ -4,10 +4,11 @@ use super::{ReleaseArgs, Session, confirm};
 use crate::catalog;
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
+use crate::kept;
 use crate::pool::Pool;
 use crate::reconcile;
 use crate::release::{self, Item};
-use crate::report::table;
+use crate::report::{Event, table};
 use ads::StoredPoint;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -26,7 +27,11 @@ pub(super) async fn run(session: &Session, args: ReleaseArgs) -> Result<()> {
             items.extend(release::look(pool, &points).await?);
         }
         let items = release::select(items, &args.vms)?;
-        go(session, &args, &pools, items, &points).await
+        go(session, &args, &pools, items, &points).await?;
+        if args.all {
+            return drop_kept(session, &pools).await;
+        }
+        Ok(())
     };
     let result = result.await;
     for pool in &pools {
@@ -38,6 +43,19 @@ pub(super) async fn run(session: &Session, args: ReleaseArgs) -> Result<()> {
 async fn enter<'a>(session: &Session, config: PoolConfig, pools: &'a mut Vec<Pool>) -> Result<&'a Pool> {
     pools.push(Pool::connect(&session.state, config).await?);
     Ok(&pools[pools.len() - 1])
+}
+
+/// Removes the delegates that are kept for later jobs: who lets go of everything means them, too.
+async fn drop_kept(session: &Session, pools: &[Pool]) -> Result<()> {
+    let mut outcome = reconcile::Outcome::default();
+    for pool in pools {
+        let journals = session.state.journal_directory();
+        kept::trim(pool, &journals, true, &mut outcome.removed).await?;
+    }
+    for object in &outcome.removed.objects {
+        session.report.event(&Event::Note { message: format!("removed kept {object}") });
+    }
+    reconcile::check(&outcome)
 }
 
 /// The restore points, which know what VMs that are gone were called. Without a store they have only their uuids.

@@ -4,10 +4,10 @@ use super::{Session, connect, find_sr};
 use crate::error::{Context, Error, Kind, Result, file_error};
 use crate::pool::Pool;
 use crate::removal::Removed;
-use crate::report::table;
+use crate::report::{Event, table};
 use crate::signing::{self, Protection, PublicKey};
 use crate::template::{Imported, State};
-use crate::{image, template};
+use crate::{image, kept, template};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -223,9 +223,11 @@ pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<(
                         template::storage_by_rule(&pool, size).await?
                     }
                 };
-                template::import(&pool, &file, &sr, &session.report).await
+                let imported = template::import(&pool, &file, &sr, &session.report).await?;
+                drop_kept(session, &pool).await?;
+                Ok(imported)
             };
-            let result = result.await;
+            let result: Result<_> = result.await;
             pool.close().await;
             imported(session, &result?);
             Ok(())
@@ -255,7 +257,12 @@ pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<(
         }
         TemplateCommand::Remove { uuid, pool } => {
             let pool = connect(session, pool.as_deref()).await?;
-            let result = remove_templates(&pool, uuid.as_deref()).await;
+            let result = async {
+                let removed = remove_templates(&pool, uuid.as_deref()).await?;
+                drop_kept(session, &pool).await?;
+                Ok(removed)
+            };
+            let result: Result<_> = result.await;
             pool.close().await;
             let (removed, waiting) = result?;
             session.report.answer(&json!({"removed": removed, "waiting": waiting_value(&waiting)}), || {
@@ -268,6 +275,17 @@ pub(super) async fn run(session: &Session, command: TemplateCommand) -> Result<(
             Ok(())
         }
     }
+}
+
+/// Removes the kept delegates of templates that jobs do not clone any more.
+async fn drop_kept(session: &Session, pool: &Pool) -> Result<()> {
+    let mut removed = Removed::default();
+    kept::trim(pool, &session.state.journal_directory(), false, &mut removed).await?;
+    for leftover in removed.leftovers {
+        let message = format!("a kept delegate stays, run `abd reconcile`: {leftover}");
+        session.report.event(&Event::Warning { job: None, message });
+    }
+    Ok(())
 }
 
 /// Tells what an import came to.

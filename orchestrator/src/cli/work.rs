@@ -154,8 +154,7 @@ async fn enter_pools(
 /// Looks at a pool as `abd doctor` does, and refuses where its jobs would fail.
 async fn check_pool(session: &Session, run: &Run, work: &Work<'_>) -> Result<(Facts, Vec<Finding>)> {
     let mut facts = Facts::for_pool(&run.pool).await?;
-    let (live, _) = crate::journal::scan(&session.state.journal_directory())?;
-    facts.live_jobs = live.into_iter().collect();
+    facts.live_jobs = crate::journal::scan(&session.state.journal_directory())?.owners();
     let mut findings = preflight::check_pool(&facts, &work.spec.options, SystemTime::now());
     if let Some(error) = preflight::refusal(&findings) {
         return Err(error);

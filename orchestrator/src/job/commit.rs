@@ -25,11 +25,19 @@ pub(super) struct Sealed {
     pub(super) claim: Option<Claim>,
     pub(super) usage: Usage,
     pub(super) paths: Paths,
+    /// Delegates that were kept ones.
+    pub(super) reused: u32,
 }
 
 impl Sealed {
     pub(super) fn new(count: usize) -> Self {
-        Self { disks: vec![None; count], claim: None, usage: Usage::default(), paths: Paths::default() }
+        Self {
+            disks: vec![None; count],
+            claim: None,
+            usage: Usage::default(),
+            paths: Paths::default(),
+            reused: 0,
+        }
     }
 
     /// Takes in what one delegate did.
@@ -39,6 +47,7 @@ impl Sealed {
         }
         let place = |disk| round.disks.get(usize::from(disk)).and_then(|at| u16::try_from(*at).ok());
         self.paths.take(outcome.done.passes, place);
+        self.reused += u32::from(outcome.reused);
         let usage = outcome.done.usage;
         self.usage.worker_peak = self.usage.worker_peak.max(usage.worker_peak);
         self.usage.available_low = match self.claim {
@@ -197,7 +206,7 @@ impl Job<'_> {
             alarms: alarms.into_iter().map(|alarm| alarm.name).collect(),
             path: sealed.paths.of_job(&counts_of(&summaries)),
             disks: summaries,
-            delegate: summary_of(sealed.claim.as_ref(), sealed.usage),
+            delegate: summary_of(sealed.claim.as_ref(), sealed.usage, sealed.reused),
         };
         run.report.event(&Event::JobDone(Box::new(summary.clone())));
         Ok((tidied, summary))

@@ -4,6 +4,7 @@ use super::{Failure, Job, PROGRESS_MS, cancelled, requested};
 use crate::cleanup::{Removed, delegate_name, destroy_vdi, destroy_vm, disks_of, tag_vdi};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
+use crate::kept::{self, Taken};
 use crate::ownership::mark;
 use crate::report::Event;
 use crate::retry::is_gone;
@@ -59,6 +60,8 @@ pub(super) struct Site {
 pub(super) struct Delegate {
     vm: Ref<Vm>,
     own_vdis: Vec<String>,
+    /// The record of a kept one, which has what a clone is given only once.
+    kept: Option<Box<Vm>>,
 }
 
 /// What a delegate achieved.
@@ -67,6 +70,8 @@ pub(super) struct Outcome {
     /// By position in the order.
     pub disks: Vec<Option<(DiskDone, DiskAnswer)>>,
     pub done: JobDone,
+    /// Whether the delegate was a kept one.
+    pub reused: bool,
 }
 
 /// What the pool says about a delegate's VM.
@@ -105,38 +110,94 @@ impl Job<'_> {
         disks: &[Attachment],
         site: &Site,
     ) -> Result<Delegate> {
-        let run = self.run;
         let client = &self.pool.client;
-        let name = delegate_name(&self.id);
-        self.record(entries, Entry::DelegateIntent { name: name.clone() })?;
-        let vm = self.clone_template(&name, &site.template).await?;
-        let record = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
-        mark(&self.pool, &vm, &record.uuid, &self.id, &[]).await.context(|| "tag the delegate".into())?;
-        let own_vdis = disks_of(&self.pool, &record, |_| true).await?;
-        self.record(entries, Entry::Delegate { uuid: record.uuid.to_string(), vdis: own_vdis.clone() })?;
-        for vdi in &own_vdis {
-            tag_vdi(&self.pool, vdi, &self.id, true).await?;
-        }
-        let setup = async {
-            let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
-            client.set_name_description(&vm, &about).await?;
-            client.vm_provision(&vm).await?;
-            client
-                .vm_set_memory_limits(&vm, xapi::MemoryLimits::fixed(self.options.delegate.memory.get()))
-                .await?;
-            client.vm_set_vcpus(&vm, self.options.delegate.vcpus).await?;
-            for disk in disks {
-                let vbd = VbdCreate {
-                    vm: vm.clone(),
-                    vdi: disk.vdi.clone(),
-                    userdevice: u32::from(disk.userdevice),
-                    bootable: false,
-                    mode: if disk.writable { VbdMode::ReadWrite } else { VbdMode::ReadOnly },
-                    kind: VbdType::Disk,
-                    other_config: StringMap::new(),
-                };
-                client.vbd_create(&vbd).await?;
+        let delegate = match kept::rule(&self.pool.config) {
+            None => self.make(&self.id, site, |entry| self.record(entries, entry)).await?,
+            Some(_) => self.take_or_make(site).await?,
+        };
+        self.set_up(&delegate, disks).await.context(|| "set up the delegate".into())?;
+        let started = match &site.host {
+            Some(host) => client.vm_start_on(&delegate.vm, host).await,
+            None => client.vm_start(&delegate.vm).await,
+        };
+        started.context(|| "start the delegate".into())?;
+        Ok(delegate)
+    }
+
+    /// Takes a kept delegate, or makes one that can be kept: with a journal of its own.
+    async fn take_or_make(&self, site: &Site) -> Result<Delegate> {
+        let want = kept::Want {
+            job: &self.id,
+            template: &site.template.template,
+            network: &self.run.network,
+            host: site.host.as_ref(),
+        };
+        let mut slot = self.holding.lock().await;
+        match kept::take(&self.pool, &self.run.journals, want).await {
+            Ok(Some(Taken { holding, vm, record, own_vdis })) => {
+                self.step("take a kept delegate");
+                *slot = Some(holding);
+                return Ok(Delegate { vm, own_vdis, kept: Some(Box::new(record)) });
             }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(job = %self.id, "no kept delegate is taken: {}", error.chain()),
+        }
+        let holding = slot.insert(kept::Holding::start(&self.pool, &self.run.journals)?);
+        let id = holding.id.clone();
+        self.make(&id, site, |entry| holding.record(entry)).await
+    }
+
+    /// Clones the template and marks the clone as `owner`'s, whose journal `record` writes.
+    async fn make(
+        &self,
+        owner: &str,
+        site: &Site,
+        mut record: impl FnMut(Entry) -> Result<()>,
+    ) -> Result<Delegate> {
+        let client = &self.pool.client;
+        let name = delegate_name(owner);
+        record(Entry::DelegateIntent { name: name.clone() })?;
+        let vm = self.clone_template(&name, &site.template).await?;
+        let found = client.get_record::<Vm>(&vm).await.context(|| "look at the delegate".into())?;
+        mark(&self.pool, &vm, &found.uuid, owner, &[]).await.context(|| "tag the delegate".into())?;
+        let own_vdis = disks_of(&self.pool, &found, |_| true).await?;
+        record(Entry::Delegate { uuid: found.uuid.to_string(), vdis: own_vdis.clone() })?;
+        for vdi in &own_vdis {
+            tag_vdi(&self.pool, vdi, owner, true).await?;
+        }
+        Ok(Delegate { vm, own_vdis, kept: None })
+    }
+
+    /// Gives a delegate what this job needs: a kept one only what differs from job to job.
+    async fn set_up(&self, delegate: &Delegate, disks: &[Attachment]) -> Result<(), xapi::Error> {
+        let (run, client, vm) = (self.run, &self.pool.client, &delegate.vm);
+        let kept = delegate.kept.as_deref();
+        let wanted = &self.options.delegate;
+        let about = format!("Backup delegate for {}. It is removed when its job ends.", self.subject);
+        client.set_name_description(vm, &about).await?;
+        if kept.is_none() {
+            client.vm_provision(vm).await?;
+        }
+        let memory = wanted.memory.get();
+        if kept.is_none_or(|vm| vm.memory_static_max != memory || vm.memory_dynamic_min != memory) {
+            client.vm_set_memory_limits(vm, xapi::MemoryLimits::fixed(memory)).await?;
+        }
+        if kept.is_none_or(|vm| vm.vcpus_max != u64::from(wanted.vcpus)) {
+            client.vm_set_vcpus(vm, wanted.vcpus).await?;
+        }
+        for disk in disks {
+            let vbd = VbdCreate {
+                vm: vm.clone(),
+                vdi: disk.vdi.clone(),
+                userdevice: u32::from(disk.userdevice),
+                bootable: false,
+                mode: if disk.writable { VbdMode::ReadWrite } else { VbdMode::ReadOnly },
+                kind: VbdType::Disk,
+                other_config: StringMap::new(),
+            };
+            client.vbd_create(&vbd).await?;
+        }
+        if kept.is_none() {
             let vif = VifCreate {
                 vm: vm.clone(),
                 network: run.network.clone(),
@@ -146,15 +207,9 @@ impl Job<'_> {
                 other_config: StringMap::new(),
             };
             client.vif_create(&vif).await?;
-            client.vm_set_xenstore_data(&vm, &self.xenstore_keys()).await
-        };
-        setup.await.context(|| "set up the delegate".into())?;
-        let started = match &site.host {
-            Some(host) => client.vm_start_on(&vm, host).await,
-            None => client.vm_start(&vm).await,
-        };
-        started.context(|| "start the delegate".into())?;
-        Ok(Delegate { vm, own_vdis })
+        }
+        // All of it: nothing of an earlier job stays.
+        client.vm_set_xenstore_data(vm, &self.xenstore_keys()).await
     }
 
     /// Clones the template; where it was replaced just now, the one that took its place on the same storage.
@@ -197,10 +252,11 @@ impl Job<'_> {
         self.step("start delegate");
         let delegate = self.unless_cancelled(self.provision(entries, disks, site)).await?;
         let labels = disks.iter().map(|disk| disk.label.clone()).collect();
-        let outcome = self.watch(&delegate, &handle, labels).await?;
+        let mut outcome = self.watch(&delegate, &handle, labels).await?;
+        outcome.reused = delegate.kept.is_some();
         handle.close();
         self.step("remove delegate");
-        let removed = self.remove(&delegate).await;
+        let removed = self.end(&delegate, site).await;
         self.sweep_templates(&site.template).await;
         Ok((outcome, removed))
     }
@@ -241,8 +297,27 @@ impl Job<'_> {
         keys
     }
 
+    /// Keeps a delegate that has done its work for a later job, where the pool is configured so, or removes it.
+    async fn end(&self, delegate: &Delegate, site: &Site) -> Result<()> {
+        let Some(mut holding) = self.holding.lock().await.take() else { return self.remove(delegate).await };
+        let (vm, template) = (&delegate.vm, &site.template.template);
+        let host = site.host.as_ref();
+        let parked = kept::park(&self.pool, &self.run.journals, &mut holding, vm, template, host).await;
+        match parked {
+            Ok(()) => {
+                self.step("keep delegate");
+                return Ok(());
+            }
+            Err(error) => tracing::info!(job = %self.id, "{}", error.chain()),
+        }
+        match kept::discard(&self.pool, holding, false).await.leftovers.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::new(Kind::Leftovers, format!("remove the delegate: {first}"))),
+        }
+    }
+
     /// Removes a delegate and its own disks.
-    pub(super) async fn remove(&self, delegate: &Delegate) -> Result<()> {
+    async fn remove(&self, delegate: &Delegate) -> Result<()> {
         destroy_vm(&self.pool, &delegate.vm).await.context(|| "remove the delegate".into())?;
         for vdi in &delegate.own_vdis {
             destroy_vdi(&self.pool, vdi).await.context(|| format!("remove the delegate's disk {vdi}"))?;
@@ -458,7 +533,7 @@ impl Watch {
         if self.disks.iter().any(Option::is_none) {
             return Err(self.ended(job, "reported success without having finished every disk"));
         }
-        Ok(Outcome { claim: self.claim, disks: self.disks, done })
+        Ok(Outcome { claim: self.claim, disks: self.disks, done, reused: false })
     }
 
     /// The failure of a delegate that ended early: its own words where it left some.

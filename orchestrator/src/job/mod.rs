@@ -13,6 +13,7 @@ mod source;
 use crate::cleanup::{self, Removed};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Journal};
+use crate::kept;
 use crate::pool::Pool;
 use crate::reconcile;
 use crate::report::{DelegateSummary, DiskSummary, Event, JobSummary, Report};
@@ -172,6 +173,8 @@ struct Job<'a> {
     warnings: Mutex<Vec<String>>,
     /// What the job could not remove although its work is done.
     left: Mutex<Vec<String>>,
+    /// The delegate that has a journal of its own, where the pool keeps delegates.
+    holding: tokio::sync::Mutex<Option<kept::Holding>>,
 }
 
 impl Job<'_> {
@@ -216,6 +219,7 @@ impl<'a> Job<'a> {
             journal,
             warnings,
             left: Mutex::default(),
+            holding: tokio::sync::Mutex::default(),
         })
     }
 
@@ -322,12 +326,18 @@ impl<'a> Job<'a> {
             false => Ok(Vec::new()),
         };
         let busy = busy.unwrap_or_else(|error| vec![format!("nobody knows what: {}", error.chain())]);
+        // The delegate first: it holds the snapshot's disks.
+        let of_delegate = match self.holding.lock().await.take() {
+            Some(holding) => kept::discard(&self.pool, holding, failure.error.is_open()).await.leftovers,
+            None => Vec::new(),
+        };
         let removed = cleanup::remove_job(&self.pool, &self.id, entries).await;
         let kind = failure.error.kind();
         let mut leftovers = match &removed {
             Ok(Removed { leftovers, .. }) => leftovers.clone(),
             Err(error) => vec![format!("unknown: {}", error.chain())],
         };
+        leftovers.extend(of_delegate);
         leftovers.extend(busy.iter().map(|operation| format!("still under way in the pool: {operation}")));
         // The call may have reached the pool although its answer did not reach us.
         let unsettled = removed.is_ok_and(|removed| cleanup::is_unsettled(entries, &removed));
@@ -392,8 +402,9 @@ fn counts_of(disks: &[DiskSummary]) -> Vec<wire::DiskCounts> {
     disks.iter().map(|disk| disk.counts).collect()
 }
 
-fn summary_of(claim: Option<&wire::Claim>, usage: wire::Usage) -> DelegateSummary {
+fn summary_of(claim: Option<&wire::Claim>, usage: wire::Usage, reused: u32) -> DelegateSummary {
     let mut summary = DelegateSummary {
+        reused,
         worker_peak: usage.worker_peak.get(),
         available_low: usage.available_low.get(),
         cpu_ms: usage.cpu_ms,

@@ -194,7 +194,7 @@ impl Job<'_> {
             alarms: Vec::new(),
             path: written.paths.of_job(&counts_of(&disks)),
             disks,
-            delegate: summary_of(written.claim.as_ref(), written.usage),
+            delegate: summary_of(written.claim.as_ref(), written.usage, written.reused),
         };
         self.run.report.event(&Event::JobDone(Box::new(summary.clone())));
         summary

@@ -101,6 +101,8 @@ codes! {
     CoalesceStuck = "coalesce-stuck",
     /// Objects of ended jobs.
     Leftovers = "leftovers",
+    /// Delegates that are kept for later jobs.
+    KeptDelegates = "kept-delegates",
     /// References that nothing can be listed from.
     StaleReferences = "stale-references",
     /// What this installation keeps between runs.

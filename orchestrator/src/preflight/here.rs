@@ -25,6 +25,8 @@ pub struct Here {
     pub writable: Result<(), String>,
     /// Jobs that run, and how many ended without cleaning up.
     pub journals: Result<(BTreeSet<String>, usize), Error>,
+    /// Delegates that are kept for later jobs, by the uuids of their journals.
+    pub kept: BTreeSet<String>,
     /// The store.
     pub store: StoreFacts,
 }
@@ -65,10 +67,13 @@ pub enum StoreState {
 impl Here {
     /// Looks at the state directory and the store. Blocks: opening a large store reads its index.
     pub fn look(state: &State, store: &Path) -> Self {
-        let journals = journal::scan(&state.journal_directory())
-            .map(|(live, dead)| (live.into_iter().collect(), dead.len()));
+        let mut kept = BTreeSet::new();
+        let journals = journal::scan(&state.journal_directory()).map(|scan| {
+            kept = scan.idle.iter().map(|journal| journal.job.clone()).collect();
+            (scan.live.into_iter().collect(), scan.dead.len())
+        });
         let directory = state.journal_directory().parent().unwrap_or(Path::new("/")).to_owned();
-        Self { writable: writable(&directory), directory, journals, store: look_at_store(store) }
+        Self { writable: writable(&directory), directory, journals, kept, store: look_at_store(store) }
     }
 
     /// What each disk's guest usually writes between two jobs.
@@ -79,9 +84,10 @@ impl Here {
         }
     }
 
-    /// The jobs that run.
+    /// The jobs that run, and the kept delegates: what they have in a pool is not left over.
     pub fn live_jobs(&self) -> BTreeSet<String> {
-        self.journals.as_ref().map(|(live, _)| live.clone()).unwrap_or_default()
+        let live = self.journals.as_ref().map(|(live, _)| live.clone()).unwrap_or_default();
+        live.union(&self.kept).cloned().collect()
     }
 }
 
@@ -280,6 +286,7 @@ mod tests {
             directory: "/var/lib/abd".into(),
             writable: Ok(()),
             journals: Ok((BTreeSet::new(), 0)),
+            kept: BTreeSet::new(),
             store: StoreFacts {
                 path: "/var/lib/abd/store".into(),
                 state: open(Vec::new()),
@@ -366,6 +373,8 @@ mod tests {
             advertise: Some(advertise.parse().expect("address")),
             listen: Some(listen.parse().expect("address")),
             network: None,
+            keep_idle: 0,
+            keep_idle_for_s: 0,
         };
         let calling = Calling::look(&config("127.0.0.1:0", "127.0.0.1"));
         assert_eq!(check_calling("dc1", &calling), []);

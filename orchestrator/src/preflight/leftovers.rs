@@ -4,7 +4,7 @@
 use super::facts::Facts;
 use super::finding::{Code, Finding};
 use crate::ownership::{Mark, is_jobs_vdi, is_jobs_vm, is_made_by_jobs, job_of_name, mark_of};
-use crate::pool::{TAG_JOB, TAG_OWNER, TAG_REFERENCE};
+use crate::pool::{TAG_IDLE, TAG_JOB, TAG_OWNER, TAG_REFERENCE};
 use std::collections::BTreeMap;
 use xapi::{StringMap, Uuid, VdiType};
 
@@ -70,6 +70,11 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             "run `abd reconcile`",
         )
     }];
+    let kept = kept_delegates(facts);
+    if !kept.is_empty() {
+        let message = format!("delegates are kept for later jobs in pool '{pool}': {}", list(&kept));
+        findings.push(Finding::ok(Code::KeptDelegates, facts.pool_object(), message));
+    }
     let stale = stale_references(facts);
     if !stale.is_empty() {
         findings.push(Finding::warning(
@@ -88,6 +93,18 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Delegates of this installation that are kept for later jobs, each with the end of its time. Those whose journal is
+/// gone are leftovers.
+fn kept_delegates(facts: &Facts) -> Vec<String> {
+    let kept = facts.vms.values().filter_map(|vm| {
+        let is_ours = matches!(mark_of(&facts.owner, &vm.uuid, &vm.other_config), Mark::Ours { job: Some(job) }
+            if facts.live_jobs.contains(job));
+        let until = vm.other_config.get(TAG_IDLE).filter(|_| is_ours)?;
+        Some(format!("VM '{}' until {until}", vm.name_label))
+    });
+    kept.collect()
 }
 
 /// References of ours whose live disk is gone.
@@ -159,6 +176,19 @@ mod tests {
         assert!(check(&sample.facts)[0].message.contains("disk 'boot disk'"));
         sample.facts.live_jobs.insert(JOB.into());
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+    }
+
+    #[test]
+    fn a_kept_delegate_is_no_leftover_while_its_journal_is_there() {
+        let mut sample = sample();
+        let uuid = sample.uuid();
+        let mut tags = marked(&uuid, OWNER, (xva::TEMPLATE_KEY, "0.1.0"));
+        tags.insert(TAG_IDLE.into(), "2026-11-25T22:00:00Z".into());
+        add_vm(&mut sample, uuid, tags);
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Warning)]);
+        sample.facts.live_jobs.insert(JOB.into());
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok), (Code::KeptDelegates, Level::Ok)]);
+        assert!(check(&sample.facts)[1].message.ends_with("until 2026-11-25T22:00:00Z"));
     }
 
     #[test]

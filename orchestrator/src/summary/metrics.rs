@@ -34,11 +34,16 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
         page.sample("abd_job_result", &labels, 1.0);
     }
     type Number = fn(&VmSummary) -> f64;
-    let numbers: [(&str, &str, Number); 3] = [
+    let numbers: [(&str, &str, Number); 4] = [
         ("abd_job_duration_seconds", "Wall time of the last job.", |vm| vm.elapsed_ms as f64 / 1000.0),
         ("abd_job_alarms", "Disks whose audit caught change tracking missing writes.", |vm| {
             vm.alarms.len() as f64
         }),
+        (
+            "abd_job_delegates_reused",
+            "Delegates of the last job that were kept ones, of earlier jobs.",
+            |vm| f64::from(vm.delegates_reused),
+        ),
         ("abd_job_leftovers", "Objects that could not be removed from the pool.", |vm| {
             vm.leftovers.len() as f64
         }),
@@ -203,6 +208,6 @@ mod tests {
                 assert_eq!(described.last(), Some(&name), "{line}");
             }
         }
-        assert_eq!(described.len(), 17);
+        assert_eq!(described.len(), 18);
     }
 }

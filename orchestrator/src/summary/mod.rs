@@ -124,6 +124,8 @@ pub struct VmSummary {
     pub disks: Vec<DiskRow>,
     /// What the time of the last job's data path was spent on, and what it was bound by; none where none moved data.
     pub path: Option<PathSummary>,
+    /// How many delegates of the last job were kept ones, of earlier jobs.
+    pub delegates_reused: u32,
     /// Why there is no restore point.
     pub error: Option<String>,
     /// What to do about that.
@@ -400,7 +402,7 @@ mod tests {
                 r#""vms":[{"vm":"web01","uuid":"","pool":"","result":"done","job":null,"tries":1,"point":"p","#,
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
                 r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0,"#,
-                r#""reading_ms":0,"limited_ms":0,"throttled_ms":0}],"path":null,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
+                r#""reading_ms":0,"limited_ms":0,"throttled_ms":0}],"path":null,"delegates_reused":0,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
                 r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
             )
         );

@@ -52,6 +52,8 @@ impl Lab {
             advertise: None,
             listen: None,
             network: None,
+            keep_idle: 0,
+            keep_idle_for_s: 0,
         };
         let state = State::open(folder.path().join("state")).expect("state");
         let found = Pool::connect(&state, config.clone()).await.map(drop).expect_err("no uuid is recorded");
