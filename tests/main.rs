@@ -7,6 +7,7 @@ mod bad_input;
 mod bound;
 mod faults;
 mod format;
+mod guest_agent;
 mod headless;
 mod incremental;
 mod jobs;

@@ -117,9 +117,11 @@ fn controls(tree: &BTreeMap<String, String>) -> Value {
     Value::text_map(tree.iter().filter_map(child))
 }
 
-/// `attr/vif/<n>/ipv4/<m>`, `attr/vif/<n>/ipv6/<m>` and the old `attr/eth<n>/ip`.
+/// `attr/vif/<n>/ipv4/<m>` and `attr/vif/<n>/ipv6/<m>`; only where there are none of these the old `attr/eth<n>/ip` and
+/// `attr/eth<n>/ipv6/<m>/addr`.
 fn networks(tree: &BTreeMap<String, String>) -> Value {
     let mut found = BTreeMap::new();
+    let by_vif = tree.keys().any(|path| path.starts_with("attr/vif/"));
     for (path, value) in tree.iter().filter(|(_, value)| !value.is_empty()) {
         let parts: Vec<&str> = path.split('/').collect();
         match parts[..] {
@@ -129,9 +131,17 @@ fn networks(tree: &BTreeMap<String, String>) -> Value {
                     found.insert(format!("{device}/ip"), value.clone());
                 }
             }
-            ["attr", interface, "ip"] => {
-                if let Some(device) = interface.strip_prefix("eth") {
-                    found.insert(format!("{device}/ip"), value.clone());
+            ["attr", interface, ref rest @ ..] if !by_vif => {
+                let Some(device) = interface.strip_prefix("eth") else { continue };
+                match rest {
+                    ["ip"] => {
+                        found.insert(format!("{device}/ip"), value.clone());
+                        found.insert(format!("{device}/ipv4/0"), value.clone());
+                    }
+                    ["ipv6", index, "addr"] => {
+                        found.insert(format!("{device}/ipv6/{index}"), value.clone());
+                    }
+                    _ => {}
                 }
             }
             _ => {}
@@ -147,6 +157,7 @@ mod tests {
     #[test]
     fn agent_keys_become_networks_and_controls() {
         let tree: BTreeMap<String, String> = [
+            ("attr/eth0/ip", "192.0.2.99"),
             ("attr/vif/0/ipv4/0", "192.0.2.7"),
             ("attr/vif/0/ipv6/1", "2001:db8::7"),
             ("control/feature-poweroff", "1"),
@@ -158,5 +169,9 @@ mod tests {
         let expected = [("0/ip", "192.0.2.7"), ("0/ipv4/0", "192.0.2.7"), ("0/ipv6/1", "2001:db8::7")];
         assert_eq!(networks(&tree), Value::text_map(expected));
         assert_eq!(controls(&tree), Value::text_map([("feature-poweroff", "1")]));
+        let old = [("attr/eth1/ip", "192.0.2.7"), ("attr/eth1/ipv6/0/addr", "2001:db8::7")];
+        let old = old.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let expected = [("1/ip", "192.0.2.7"), ("1/ipv4/0", "192.0.2.7"), ("1/ipv6/0", "2001:db8::7")];
+        assert_eq!(networks(&old), Value::text_map(expected));
     }
 }
