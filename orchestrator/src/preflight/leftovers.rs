@@ -6,7 +6,7 @@ use super::finding::{Code, Finding};
 use crate::ownership::{Mark, is_jobs_vdi, is_jobs_vm, is_made_by_jobs, job_of_name, mark_of};
 use crate::pool::{TAG_IDLE, TAG_JOB, TAG_OWNER, TAG_REFERENCE};
 use std::collections::BTreeMap;
-use xapi::{StringMap, Uuid, VdiType};
+use xapi::{StringMap, Uuid, Vdi, VdiType, Vm};
 
 /// Objects that are named; the rest is counted.
 const NAMED: usize = 5;
@@ -38,10 +38,16 @@ fn of_others(facts: &Facts) -> BTreeMap<String, Vec<String>> {
             foreign.entry(owner.clone()).or_default().push(object);
         }
     };
-    for vm in facts.vms.values().filter(|vm| job_of_name(vm).is_some()) {
+    // What another installation keeps for its later jobs is nothing that lies around.
+    let is_kept = |vm: &Vm| vm.other_config.contains_key(TAG_IDLE);
+    let of_kept = |vdi: &&Vdi| {
+        let mut users = vdi.vbds.iter().filter_map(|vbd| facts.vms.get(&facts.vbds.get(vbd)?.vm));
+        users.any(is_kept)
+    };
+    for vm in facts.vms.values().filter(|vm| job_of_name(vm).is_some() && !is_kept(vm)) {
         note(&vm.uuid, &vm.other_config, format!("VM '{}' ({})", vm.name_label, vm.uuid));
     }
-    for vdi in facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi)) {
+    for vdi in facts.vdis.values().filter(|vdi| is_made_by_jobs(vdi) && !of_kept(vdi)) {
         note(&vdi.uuid, &vdi.other_config, format!("disk '{}' ({})", vdi.name_label, vdi.uuid));
     }
     foreign
@@ -134,7 +140,7 @@ mod tests {
     use crate::ownership::delegate_name;
     use crate::pool::{TAG_DELEGATE, TAG_SELF};
     use crate::preflight::finding::Level;
-    use xapi::{Ref, Vdi, Vm};
+    use xapi::Ref;
 
     const OWNER: &str = "our-installation";
     const JOB: &str = "22222222-2222-4222-8222-222222222222";
@@ -175,6 +181,18 @@ mod tests {
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Warning)]);
         assert!(check(&sample.facts)[0].message.contains("disk 'boot disk'"));
         sample.facts.live_jobs.insert(JOB.into());
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
+    }
+
+    #[test]
+    fn a_delegate_that_another_installation_keeps_is_nobodys_concern() {
+        let mut sample = sample();
+        let uuid = sample.uuid();
+        let mut tags = marked(&uuid, "other-installation", (xva::TEMPLATE_KEY, "0.1.0"));
+        add_vm(&mut sample, uuid.clone(), tags.clone());
+        assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok), (Code::ForeignObjects, Level::Warning)]);
+        tags.insert(TAG_IDLE.into(), "2026-11-25T22:00:00Z".into());
+        add_vm(&mut sample, uuid, tags);
         assert_eq!(found(&sample), [(Code::Leftovers, Level::Ok)]);
     }
 

@@ -69,11 +69,12 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
         let message = format!("an old template stays for now: {leftover}");
         report.event(&Event::Warning { job: None, message });
     }
-    let (template, is_new) = match live_now(pool, &template, sr).await? {
+    let now = survey(pool).await?;
+    let (template, is_new) = match live_now(&now, &template, sr)? {
         Some(other) => (other, false),
         None => (template, is_new),
     };
-    let stays: BTreeSet<&str> = waiting.iter().map(|found| found.template.uuid.as_str()).collect();
+    let stays: BTreeSet<&str> = now.iter().map(|found| found.template.uuid.as_str()).collect();
     let removed = replaced.iter().map(|found| found.template.uuid.clone());
     Ok(Imported {
         template,
@@ -84,13 +85,13 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
 }
 
 /// Another template that took the place of this one at the same moment, where that is so.
-async fn live_now(pool: &Pool, template: &Template, sr: &Ref<Sr>) -> Result<Option<Template>> {
-    let live: Vec<Found> = survey(pool).await?.into_iter().filter(|one| one.state == State::Live).collect();
-    if live.iter().any(|one| one.template.uuid == template.uuid) {
+fn live_now(now: &[Found], template: &Template, sr: &Ref<Sr>) -> Result<Option<Template>> {
+    let mut live = now.iter().filter(|one| one.state == State::Live);
+    if live.clone().any(|one| one.template.uuid == template.uuid) {
         return Ok(None);
     }
-    let other = live.into_iter().find(|one| one.storage.iter().all(|there| there == sr));
-    other.map(|one| Some(one.template)).ok_or_else(|| {
+    let other = live.find(|one| one.storage.iter().all(|there| there == sr));
+    other.map(|one| Some(one.template.clone())).ok_or_else(|| {
         Error::new(Kind::Template, format!("template {} was removed as soon as it was there", template.uuid))
             .remedy("see who did that, and import it again")
     })
