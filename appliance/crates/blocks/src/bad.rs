@@ -66,10 +66,10 @@ impl BadRanges {
             }
             (end, listed) = (Some(range_end), listed + range.size.get());
         }
-        let hidden = self.count.checked_sub(self.ranges.len() as u64)?;
+        let hidden = self.count.checked_sub(self.ranges.len() as u64);
         match (self.bytes.get().checked_sub(listed), hidden) {
-            (Some(0), 0) => None,
-            (Some(bytes), 1..)
+            (Some(0), Some(0)) => None,
+            (Some(bytes), Some(1..))
                 if self.ranges.len() == Self::MAX_LISTED && bytes > 0 && self.bytes <= size =>
             {
                 None
@@ -174,6 +174,8 @@ mod tests {
             bad.fault(size).is_some()
         };
         assert!(broken(&|bad| bad.count = 3), "a short list of few");
+        assert!(broken(&|bad| bad.count = 1), "more listed than there are");
+        assert!(broken(&|bad| bad.count = 0), "none, and two listed");
         assert!(broken(&|bad| bad.bytes = ByteCount::new(1)));
         assert!(broken(&|bad| bad.ranges[1] = range(1024, 512)), "touching");
         assert!(broken(&|bad| bad.ranges[1] = range(8192, 512)), "past the end");
