@@ -9,9 +9,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, LazyLock};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use tokio_uring::buf::BoundedBuf;
@@ -19,8 +19,9 @@ use wire::{Stage, StageAccount};
 
 /// Loads that are being written at once; they go to the page cache, more would only hold memory.
 const IN_FLIGHT: usize = 3;
-/// Zeros of one write.
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+/// Zeros of one write. Not in the program, where they would be a fifth of it: asked of the kernel with the first write,
+/// which gives the same page of zeros for all of them.
+static ZEROS: LazyLock<Box<[u8]>> = LazyLock::new(|| vec![0; 1 << 20].into());
 
 /// A stretch of a disk on its way from the walk to the writer and back, and all memory that it needs. How many there are
 /// bounds what a restore holds.
