@@ -9,6 +9,7 @@ mod faults;
 mod format;
 mod guest_agent;
 mod headless;
+mod image;
 mod incremental;
 mod jobs;
 mod kill_points;
