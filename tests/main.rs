@@ -27,3 +27,4 @@ mod signing;
 mod slow_disks;
 mod soak;
 mod template;
+mod uefi;

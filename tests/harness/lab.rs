@@ -372,6 +372,15 @@ impl Lab {
         }
     }
 
+    /// What all guests so far wrote to their consoles.
+    pub fn consoles(&self) -> String {
+        let files = consoles(&self.path("pool"));
+        files
+            .iter()
+            .map(|file| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned())
+            .collect()
+    }
+
     /// Fails unless the store is whole.
     #[track_caller]
     pub fn assert_store_whole(&self) {

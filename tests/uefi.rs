@@ -1,0 +1,38 @@
+//! The same image, booted by UEFI instead of BIOS.
+
+use e2e::{Api, Lab, text};
+use serde_json::json;
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+/// Where Debian and Ubuntu have it.
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+
+#[test]
+fn the_templates_disk_boots_by_uefi_too_and_does_a_job() {
+    if std::env::var_os("ABD_OVMF").is_none() && !Path::new(OVMF).exists() {
+        println!("skipped: there is no OVMF; scripts/setup installs it");
+        return;
+    }
+    let Some(lab) = Lab::start() else { return };
+    let api = Api::new(&lab);
+    let vms = api.call("VM.get_all_records", json!([]));
+    let template = vms
+        .as_object()
+        .expect("records")
+        .iter()
+        .find(|(_, vm)| vm["is_a_template"] == true && vm["other_config"].get("abd:template").is_some());
+    let (template, _) = template.expect("the template was imported");
+    api.call("VM.set_HVM_boot_params", json!([template, { "order": "c", "firmware": "uefi" }]));
+    let vm = lab.vm("uefi", &[4 * MIB]);
+    lab.write(&vm.vdis[0], MIB, &text(1, 100_000));
+    let before = lab.inventory();
+
+    let backup = lab.backup(&[&vm]).ok();
+    let delegate = &backup.job("uefi")["delegate"];
+    println!("measured: order claimed {} ms after the kernel's start", delegate["claim_ms"]);
+    let console = lab.consoles();
+    assert!(console.contains("EFI v2"), "the kernel was not started by UEFI:\n{console}");
+    lab.assert_restores(&vm);
+    lab.assert_clean(&before);
+}
