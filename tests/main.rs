@@ -28,3 +28,4 @@ mod slow_disks;
 mod soak;
 mod template;
 mod uefi;
+mod xva_foreign;
