@@ -11,6 +11,8 @@
 
 mod backup;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod init;
 pub mod net;
 pub mod platform;

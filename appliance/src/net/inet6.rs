@@ -68,7 +68,7 @@ pub(super) fn addresses(card: &str) -> Vec<(Ipv6Addr, Readiness)> {
 }
 
 /// Lines of `address index prefix scope flags name`, numbers in hexadecimal.
-fn parse(text: &str, card: &str) -> Vec<(Ipv6Addr, Readiness)> {
+pub(super) fn parse(text: &str, card: &str) -> Vec<(Ipv6Addr, Readiness)> {
     let line = |line: &str| {
         let mut fields = line.split_whitespace();
         let address = u128::from_str_radix(fields.next()?, 16).ok()?;

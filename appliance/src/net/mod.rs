@@ -9,6 +9,7 @@ mod card;
 mod dhcp;
 mod error;
 mod frame;
+pub(crate) mod fuzzing;
 mod inet6;
 mod netlink;
 mod nic;

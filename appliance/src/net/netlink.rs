@@ -208,7 +208,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// The errno (0: success) in the acknowledgement of request `sequence`, if these bytes are it.
-fn acknowledgement(bytes: &[u8], sequence: u32) -> Option<i32> {
+pub(super) fn acknowledgement(bytes: &[u8], sequence: u32) -> Option<i32> {
     let word = |at: usize| bytes.get(at..at + 4).map(|b| [b[0], b[1], b[2], b[3]]);
     let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
     if i32::from(kind) != libc::NLMSG_ERROR || u32::from_ne_bytes(word(8)?) != sequence {

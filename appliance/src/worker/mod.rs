@@ -29,6 +29,7 @@ pub use pin::Identity;
 pub(crate) use link::{Errand, Link, Patience, Pending, PendingPack};
 pub(crate) use meter::{Feed, Meter, Queue, queue};
 pub(crate) use nodes::NodesAhead;
+pub(crate) use order::check as check_order;
 pub(crate) use reorder::Reorder;
 pub(crate) use run::Run;
 #[cfg(test)]

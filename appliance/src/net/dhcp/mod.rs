@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-pub(super) use client::{Client, Lease, Trouble, Unbound};
+pub(super) use client::{Action, Client, Lease, Trouble, Unbound};
 pub(super) use message::LeasedRoute;
 
 use super::arp;
@@ -23,7 +23,6 @@ use super::card::Card;
 use super::frame::{CLIENT_PORT, ETHER_IPV4, SERVER_PORT, broadcast_to_server, payload_to_client};
 use super::packet::{self, BROADCAST_MAC};
 use crate::platform::clock;
-use client::Action;
 
 /// Largest packet that is read; a DHCP message we allow is smaller.
 const PACKET_MAX: usize = 2048;

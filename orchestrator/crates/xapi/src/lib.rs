@@ -35,6 +35,8 @@ mod client;
 mod endpoint;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handlers;
 mod http;
 mod json;

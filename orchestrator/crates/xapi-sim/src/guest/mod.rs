@@ -39,6 +39,8 @@ use xenstore::Shared;
 
 pub use delegate::{SUBCOMMAND as DELEGATE_SUBCOMMAND, run as run_delegate};
 pub use xenstore::device_number;
+#[doc(hidden)]
+pub use xenstore::fuzzing;
 
 /// Smallest memory a guest is started with; below it no firmware loads a kernel.
 const MEMORY_MIN: u64 = 32 << 20;

@@ -12,6 +12,7 @@
 //! this transport, so no backend answers it and `state` stays as the toolstack wrote it.
 
 mod domain;
+pub mod fuzzing;
 mod port;
 mod server;
 #[cfg(test)]
