@@ -5,6 +5,7 @@ mod backup;
 mod bad_disks;
 mod bad_input;
 mod bound;
+mod doctor_delegate;
 mod faults;
 mod format;
 mod guest_agent;

@@ -1,6 +1,7 @@
-//! `abd doctor`: what would keep jobs from working, found before one is started. Changes nothing: its session refuses
-//! every call that would.
+//! `abd doctor`: what would keep jobs from working, found before one is started. Looking changes nothing: its session
+//! refuses every call that would. What delegates find that are started for it comes from elsewhere ([`crate::job::diagnose`]).
 
+use crate::check::DelegateCheck;
 use crate::config::{PoolConfig, State};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -23,16 +24,24 @@ pub struct Request<'a> {
     pub vms: &'a [String],
     /// What a job of them would be told.
     pub options: &'a JobOptions,
-    /// Whether warnings count as errors for the exit code.
-    pub strict: bool,
 }
 
-/// Looks at this machine, the store and the pools, and prints what was found.
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Findings of every level.
+    pub findings: Vec<Finding>,
+    /// What delegates found that were started to look; none where nobody asked for them.
+    pub delegates: Option<Vec<DelegateCheck>>,
+    /// A VM that was named and that no pool has.
+    pub missing: Option<String>,
+}
+
+/// Looks at this machine, the store and the pools.
 ///
 /// # Errors
-/// The kind of the worst finding where one is an error, or where one is a warning and the request is strict;
-/// [`Kind::NotFound`] for a VM that no pool has.
-pub async fn run(state: &State, request: Request<'_>, report: &Report) -> Result<()> {
+/// Where it was stopped.
+pub async fn look(state: &State, request: &Request<'_>) -> Result<Found> {
     let (owned_state, store) = (state.clone(), request.store.to_owned());
     let here = tokio::task::spawn_blocking(move || Here::look(&owned_state, &store))
         .await
@@ -47,7 +56,7 @@ pub async fn run(state: &State, request: Request<'_>, report: &Report) -> Result
     let mut unreachable = false;
     for config in &request.pools {
         findings.extend(preflight::check_calling(&config.name, &Calling::look(config)));
-        match look_at_pool(state, config, &here, &request, &mut wanted).await {
+        match look_at_pool(state, config, &here, request, &mut wanted).await {
             Ok(found) => findings.extend(found),
             Err(error) => {
                 unreachable = true;
@@ -57,19 +66,41 @@ pub async fn run(state: &State, request: Request<'_>, report: &Report) -> Result
             }
         }
     }
-    report.answer(&answer(&findings), || preflight::text(&findings));
-    if let Some(name) = wanted.first().filter(|_| !unreachable) {
+    let missing = wanted.first().filter(|_| !unreachable).map(|name| (*name).to_owned());
+    Ok(Found { findings, delegates: None, missing })
+}
+
+/// Prints what was found.
+///
+/// # Errors
+/// The kind of the worst finding where one is an error, or where one is a warning and `strict`; [`Kind::NotFound`] for a
+/// VM that no pool has.
+pub fn tell(found: &Found, strict: bool, report: &Report) -> Result<()> {
+    report.answer(&answer(found), || text(found));
+    if let Some(name) = &found.missing {
         return Err(Error::new(Kind::NotFound, format!("no VM in a known pool is named '{name}'"))
             .remedy("give its name or uuid as `xe vm-list` or XenCenter shows it"));
     }
-    conclude(&findings, request.strict)
+    conclude(&found.findings, strict)
 }
 
-fn answer(findings: &[Finding]) -> serde_json::Value {
+fn answer(found: &Found) -> serde_json::Value {
+    let Found { findings, delegates, .. } = found;
     let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
-    serde_json::json!({
+    let mut answer = serde_json::json!({
         "findings": findings, "errors": count(Level::Error), "warnings": count(Level::Warning),
-    })
+    });
+    if let (Some(delegates), Some(members)) = (delegates, answer.as_object_mut()) {
+        members.insert("delegates".into(), serde_json::json!(delegates));
+    }
+    answer
+}
+
+fn text(found: &Found) -> String {
+    let checks = found.delegates.iter().flatten();
+    let mut parts: Vec<String> = checks.map(DelegateCheck::text).collect();
+    parts.push(preflight::text(&found.findings));
+    parts.join("\n\n")
 }
 
 /// The result for the exit code: the kind of the first among the worst.

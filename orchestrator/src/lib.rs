@@ -9,6 +9,7 @@
 
 pub mod attempt;
 pub mod catalog;
+pub mod check;
 pub mod cleanup;
 pub mod cli;
 pub mod config;

@@ -1,6 +1,7 @@
 //! What people and programs see while commands run: progress bars on a terminal, one aligned line per event
 //! otherwise, or one JSON object per line.
 
+use crate::check::DelegateCheck;
 use crate::path::PathSummary;
 use blocks::ByteCount;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -87,6 +88,8 @@ pub enum Event {
         /// What to do about it.
         remedy: Option<String>,
     },
+    /// What a delegate found that was started only to look.
+    DelegateChecked(Box<DelegateCheck>),
     /// An audit caught change tracking missing writes: earlier restore points are in doubt.
     Alarm {
         /// The job's uuid.
@@ -319,6 +322,8 @@ impl Report {
                 }
                 self.tell(&text);
             }
+            // It is told at the end, with those of the other hosts.
+            Event::DelegateChecked(check) => self.end_bar(&check.job),
             Event::JobSkipped { job, subject, reason, remedy } => {
                 self.end_bar(job);
                 let mut text = format!("{subject:<20} skipped: {reason}");

@@ -165,7 +165,7 @@ fn supervise(boot: Duration) -> Result<Infallible, Error> {
     console::line(&describe(&end));
     if let Some(words) = life.last_words(&end, memory::ran_out()) {
         if let LastWords::Failed(code, message) = &words {
-            console::line(&format!("FAILED ({code}): {message}"));
+            console::failure(code, message);
         }
         leave(words);
     }
@@ -388,7 +388,10 @@ mod tests {
     fn every_silent_end_has_its_own_words() {
         let life = life();
         let code = |end, oom| match life.last_words(&end, oom) {
-            Some(LastWords::Failed(code, _)) => code,
+            Some(LastWords::Failed(code, _)) => {
+                assert!(wire::advice(&code).is_some(), "{code}");
+                code
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(code(End::Killed(Signal::SIGKILL), true), "out-of-memory");

@@ -17,8 +17,8 @@ use crate::net::{Changes, Network};
 use crate::platform::xenstore::transport::{self, Bus};
 use crate::platform::xenstore::{Options, XenStore};
 use crate::platform::{
-    BootConfig, Disks, ExitReason, Milestones, Reporter, State, WorkerEnv, console, guest_agent, memory,
-    shutdown,
+    BootConfig, Disks, ExitReason, Milestones, Reporter, State, WorkerEnv, clock, console, guest_agent,
+    memory, shutdown,
 };
 use crate::{Error, chain, worker};
 
@@ -53,6 +53,12 @@ pub(super) fn run() -> ExitCode {
     console::line(&format!(
         "memory: {} KiB in all, {} KiB left, worker's peak {} KiB",
         memory.total_kib, memory.available_kib, memory.worker_peak_kib
+    ));
+    console::line(&format!(
+        "processors: {}, worker's time {} ms of {} ms since the kernel started",
+        thread::available_parallelism().map_or(1, usize::from),
+        clock::cpu_time().as_millis(),
+        clock::uptime().as_millis(),
     ));
     match outcome {
         ExitReason::Finished => ExitCode::SUCCESS,

@@ -124,6 +124,7 @@ impl Task {
         }
         if let Some(mtu) = self.settings.mtu {
             netlink.set_mtu(card.index, mtu).map_err(setting(&format!("set MTU {mtu}")))?;
+            self.milestones.mark(&format!("MTU {mtu} on {}", card.name));
         }
         netlink.set_up(card.index).map_err(setting("switch on"))?;
         self.wait_link(&card)?;
@@ -294,11 +295,14 @@ impl Running<'_> {
     fn use_lease(&mut self, lease: &Lease) -> Result<(), Error> {
         let (index, cidr) = (self.card.index, lease.cidr);
         let is_new = self.leased != Some(cidr);
-        if let (Some(mtu), None) = (lease.mtu, self.task.settings.mtu)
-            && is_new
-            && let Err(error) = self.netlink.set_mtu(index, mtu.into())
-        {
-            console::line(&format!("{}: MTU {mtu} of the DHCP server not taken: {error}", self.card.name));
+        if let Some(mtu) = leased_mtu(lease.mtu, self.task.settings.mtu).filter(|_| is_new) {
+            match self.netlink.set_mtu(index, mtu) {
+                Ok(()) => self.task.milestones.mark(&format!("MTU {mtu} on {}", self.card.name)),
+                Err(error) => console::line(&format!(
+                    "{}: MTU {mtu} of the DHCP server not taken: {error}",
+                    self.card.name
+                )),
+            }
         }
         let text = format!("{}/{}", cidr.address, cidr.prefix);
         self.netlink.add_address(index, cidr).map_err(self.setting(&format!("add address {text}")))?;
@@ -402,6 +406,12 @@ fn default_routes(addresses: &[Cidr], gateways: &[IpAddr]) -> Vec<Route> {
     [true, false].into_iter().filter_map(route).collect()
 }
 
+/// The MTU of a lease, where it counts: the settings know the pool's network, and DHCP can only say that the way beyond
+/// is narrower.
+fn leased_mtu(leased: Option<u16>, most: Option<u32>) -> Option<u32> {
+    leased.map(u32::from).filter(|mtu| most.is_none_or(|most| *mtu < most))
+}
+
 fn leased_route(own: Cidr, route: LeasedRoute) -> Route {
     let gateway = route.gateway.map(IpAddr::V4);
     let on_link = gateway.is_some_and(|g| !own.contains(g));
@@ -441,6 +451,14 @@ mod tests {
         let routes = default_routes(&[cidr("192.0.2.7/32")], &ips(&["203.0.113.1"]));
         assert!(routes[0].on_link);
         assert!(default_routes(&addresses, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_lease_makes_the_mtu_of_the_settings_smaller_and_never_larger() {
+        assert_eq!(leased_mtu(Some(9000), None), Some(9000));
+        assert_eq!(leased_mtu(Some(1400), Some(9000)), Some(1400));
+        assert_eq!(leased_mtu(Some(9000), Some(1500)), None);
+        assert_eq!(leased_mtu(None, Some(9000)), None);
     }
 
     #[test]

@@ -16,6 +16,12 @@ pub fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
+/// Processor time of this process, of all its threads.
+pub fn cpu_time() -> Duration {
+    // As above.
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// Named moments, each written to the console when it is reached. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub struct Milestones {

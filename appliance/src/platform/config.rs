@@ -3,6 +3,7 @@
 //! Promises: every value is checked; a wrong one is an error that names key and value. Never: guesses a replacement.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use super::xenstore::{self, XenStore};
 use wire::KEY_PREFIX;
@@ -29,6 +30,8 @@ pub struct BootConfig {
     pub urls: Vec<SocketAddr>,
     /// SHA-256 of the orchestrator's TLS public key (SPKI DER).
     pub orchestrator_key: [u8; 32],
+    /// The watchdog's time, where it is said before the order.
+    pub watchdog: Option<Duration>,
     /// One entry per network card, at least one.
     pub nics: Vec<NicSettings>,
 }
@@ -40,7 +43,7 @@ pub struct NicSettings {
     pub index: u32,
     /// Where IPv4 addresses come from.
     pub mode: Mode,
-    /// Overrides what the card and DHCP say.
+    /// Overrides what the card says, and is the most that DHCP may say.
     pub mtu: Option<u32>,
     /// True: take IPv6 addresses and routes from router advertisements.
     pub ipv6_auto: bool,
@@ -157,6 +160,7 @@ impl BootConfig {
             job: job.to_ascii_lowercase(),
             urls: urls(&required(keys, "url")?)?,
             orchestrator_key: digest("orchestrator-key", &required(keys, "orchestrator-key")?)?,
+            watchdog: watchdog(keys)?,
             nics: nics(keys)?,
         })
     }
@@ -195,6 +199,14 @@ fn required(keys: &impl Keys, key: &str) -> Result<String, Error> {
 
 fn bad(key: &str, value: &str, reason: &'static str) -> Error {
     Error::Bad { key: key.to_owned(), value: value.to_owned(), reason }
+}
+
+fn watchdog(keys: &impl Keys) -> Result<Option<Duration>, Error> {
+    let Some(value) = keys.get("watchdog")? else { return Ok(None) };
+    match value.parse::<u16>() {
+        Ok(seconds) if seconds > 0 => Ok(Some(Duration::from_secs(seconds.into()))),
+        _ => Err(bad("watchdog", &value, "not a number of seconds from 1 to 65535")),
+    }
 }
 
 fn is_uuid(text: &str) -> bool {

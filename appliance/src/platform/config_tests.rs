@@ -57,6 +57,8 @@ fn the_least_there_must_be() {
     assert_eq!(config.orchestrator_key[..4], [0x00, 0xff, 0x00, 0xff]);
     assert_eq!(config.nics, [NicSettings { index: 0, mode: Mode::Dhcp, mtu: None, ipv6_auto: true }]);
     assert!(config.needs_v4() && config.needs_v6());
+    assert_eq!(config.watchdog, None);
+    assert_eq!(with(&[("watchdog", "20")]).unwrap().watchdog, Some(std::time::Duration::from_secs(20)));
 }
 
 #[test]
@@ -109,6 +111,7 @@ fn bad_values_are_named_with_their_key() {
         ),
         ("url", " ", "vm-data/abd/url is \" \": empty"),
         ("orchestrator-key", "00ff", "vm-data/abd/orchestrator-key is \"00ff\": not 64 hexadecimal digits"),
+        ("watchdog", "0", "vm-data/abd/watchdog is \"0\": not a number of seconds from 1 to 65535"),
         ("net/0/mode", "bootp", "vm-data/abd/net/0/mode is \"bootp\": neither dhcp nor static"),
         ("net/0/mtu", "100", "vm-data/abd/net/0/mtu is \"100\": not a number from 576 to 9216"),
         ("net/0/ipv6", "on", "vm-data/abd/net/0/ipv6 is \"on\": neither auto nor off"),

@@ -46,6 +46,14 @@ pub fn line(text: &str) {
     }
 }
 
+/// Writes why the job failed, and what to do about it.
+pub fn failure(code: &str, message: &str) {
+    line(&format!("FAILED ({code}): {message}"));
+    if let Some(advice) = wire::advice(code) {
+        line(&format!("what to do: {advice}"));
+    }
+}
+
 fn format_line(at: Duration, text: &str) -> String {
     // A value from outside may be part of the text: it must not move the cursor or fake a second line.
     let clean: String = text.chars().take(LINE_MAX).map(|c| if c.is_control() { '?' } else { c }).collect();

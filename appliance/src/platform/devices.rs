@@ -17,6 +17,10 @@ use blocks::ByteCount;
 const SYSFS_SECTOR: u64 = 512;
 /// How long a disk may take to appear: Xen's frontends connect one after the other while the worker already runs.
 pub const APPEAR_LIMIT: Duration = Duration::from_secs(10);
+/// Position of the disk that an appliance is started from.
+pub const OWN_USERDEVICE: u32 = 0;
+/// XenStore's numbers of that position: that of the first IDE disk in HVM guests, of `xvda` in others.
+const OWN_NUMBERS: [u32; 2] = [768, 202 * 256];
 /// Pause between looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Highest userdevice XenStore's numbering has room for.
@@ -90,6 +94,12 @@ pub enum Error {
         /// The kernel's name.
         name: String,
     },
+    /// None that this machine could have been started from.
+    #[error("this machine has no disk of its own (at userdevice {OWN_USERDEVICE}); disks seen: {seen}")]
+    NoOwn {
+        /// The disks that are there.
+        seen: String,
+    },
     /// A userdevice that cannot exist.
     #[error("userdevice {userdevice} is not a disk position (0 to {USERDEVICE_MAX})")]
     BadUserdevice {
@@ -118,7 +128,7 @@ impl Error {
     /// Short code for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Error::Missing { .. } | Error::BadUserdevice { .. } => "disk-missing",
+            Error::Missing { .. } | Error::NoOwn { .. } | Error::BadUserdevice { .. } => "disk-missing",
             Error::Empty { .. } => "disk-empty",
             Error::Size { .. } => "disk-size",
             Error::Writable { .. } => "disk-writable",
@@ -162,6 +172,17 @@ impl Disks {
     /// The disk to write to: there, of that size, and writable.
     pub fn open_target(&self, userdevice: u32, size: ByteCount) -> Result<Disk, Error> {
         check(self.find(userdevice)?, size, Use::Write)
+    }
+
+    /// The disk that this machine was started from. It is there by now, or not at all.
+    pub fn find_own(&self) -> Result<Disk, Error> {
+        for number in OWN_NUMBERS {
+            if let Some(disk) = look(&self.root, OWN_USERDEVICE, number)?.filter(|disk| disk.size.get() > 0) {
+                return Ok(disk);
+            }
+        }
+        let seen = block_names(&self.root)?.join(" ");
+        Err(Error::NoOwn { seen: if seen.is_empty() { "none".to_owned() } else { seen } })
     }
 
     /// The disk at a userdevice, as soon as it is there and has a size.
@@ -289,6 +310,21 @@ mod tests {
         fn disks(&self) -> Disks {
             Disks::new(self.0.path(), Duration::ZERO)
         }
+    }
+
+    #[test]
+    fn the_own_disk_is_found_in_every_kind_of_guest_and_never_another() {
+        for number in OWN_NUMBERS {
+            let fake = Fake::new();
+            fake.xen("xvde", 51776, "8", "1");
+            let error = fake.disks().find_own().unwrap_err();
+            assert_eq!((error.code(), error.to_string().contains("xvde")), ("disk-missing", true), "{error}");
+            fake.xen("xvda", number, "8", "0");
+            assert_eq!(fake.disks().find_own().unwrap().name, "xvda");
+        }
+        let fake = Fake::new();
+        fake.lab("vda", 0, "2048", "0");
+        assert_eq!(fake.disks().find_own().unwrap().size, ByteCount::new(1 << 20));
     }
 
     #[test]

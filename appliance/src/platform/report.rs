@@ -80,7 +80,7 @@ impl Reporter {
         }
         match reason {
             Some((code, message)) => {
-                console::line(&format!("FAILED ({code}): {message}"));
+                console::failure(code, message);
                 self.ticker.error(code, message);
             }
             None => {

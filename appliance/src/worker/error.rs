@@ -34,6 +34,8 @@ pub enum Error {
         seconds: u64,
         /// The last failure, and what is wrong with the network.
         reason: String,
+        /// How far it came.
+        reach: Reach,
     },
     /// The orchestrator refused a call.
     #[error("the orchestrator refused {call}: {failure}")]
@@ -173,6 +175,45 @@ pub enum Error {
     Aborted,
 }
 
+/// How far the way to the orchestrator went when a call failed. Later ones are further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// This network leads nowhere near it.
+    NoRoute,
+    /// Nobody answered.
+    Silent,
+    /// The machine answered that nothing listens there, or a firewall did.
+    Refused,
+    /// Somebody listens who does not speak TLS.
+    NoTls,
+    /// There was a connection.
+    Lost,
+}
+
+impl Reach {
+    /// How far a failed connection attempt came.
+    pub(crate) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Reach::Refused,
+            io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::AddrNotAvailable => Reach::NoRoute,
+            io::ErrorKind::TimedOut => Reach::Silent,
+            _ => Reach::Lost,
+        }
+    }
+
+    fn code(self) -> &'static str {
+        match self {
+            Reach::NoRoute => "no-route",
+            Reach::Silent => "port-blocked",
+            Reach::Refused => "port-refused",
+            Reach::NoTls => "no-tls",
+            Reach::Lost => "unreachable",
+        }
+    }
+}
+
 impl Error {
     /// The disk of the order that cannot be read, where it is that.
     pub(crate) fn disk(&self) -> Option<u16> {
@@ -188,7 +229,7 @@ impl Error {
             Error::Key(_) => "no-key",
             Error::Start { .. } => "no-resources",
             Error::TlsPin { .. } => "tls-pin",
-            Error::Unreachable { .. } => "unreachable",
+            Error::Unreachable { reach, .. } => reach.code(),
             Error::Refused { failure, .. } => refusal_code(&failure.code),
             Error::Answer { .. } | Error::AnswerSize { .. } | Error::AnswerCount { .. } => "bad-answer",
             Error::Stopped => "stopped",

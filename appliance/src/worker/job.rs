@@ -3,7 +3,7 @@
 use super::link::{Errand, Exchange, Patience, Settings, serve, serve_here};
 use super::run::Run;
 use super::runtime::Runtime;
-use super::{Budget, Error, Identity, Link, Outside, order};
+use super::{Budget, Error, Identity, Link, Outside, diagnose, order};
 use crate::platform::State;
 use crate::{backup, chain, restore};
 use blocks::ByteCount;
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use wire::{Claim, Failure, JobDone, Order, Progress, ProgressAnswer, Work};
 
-/// The watchdog's time until the order says it: PROTOCOL.md's and PID 1's default.
-const DEFAULT_WATCHDOG: Duration = Duration::from_secs(90);
+/// The watchdog's time where nothing says it: PROTOCOL.md's and PID 1's default.
+pub const DEFAULT_WATCHDOG: Duration = Duration::from_secs(90);
 /// The orchestrator reads our key from XenStore; until then it knows nobody.
 const CLAIM_LIMIT: Duration = Duration::from_secs(60);
 const CLAIM_PAUSE: Duration = Duration::from_millis(250);
@@ -36,6 +36,8 @@ pub struct Assignment {
     pub addresses: Vec<SocketAddr>,
     /// SHA-256 of its TLS key.
     pub orchestrator_key: [u8; 32],
+    /// The watchdog's time until the order says it.
+    pub watchdog: Duration,
 }
 
 /// Does the job and tells the orchestrator how it ended.
@@ -44,7 +46,8 @@ pub struct Assignment {
 /// Why it failed. The orchestrator was told, if it could be.
 pub fn perform(assignment: &Assignment, identity: &Identity, outside: Arc<dyn Outside>) -> Result<(), Error> {
     let pin = pin::Fingerprint::from_bytes(assignment.orchestrator_key);
-    let watchdog_ms = Arc::new(AtomicU64::new(DEFAULT_WATCHDOG.as_millis() as u64));
+    let watchdog_ms = u64::try_from(assignment.watchdog.as_millis()).unwrap_or(u64::MAX);
+    let watchdog_ms = Arc::new(AtomicU64::new(watchdog_ms));
     let settings = Settings {
         addresses: assignment.addresses.clone(),
         tls: Arc::new(identity.client_config(pin)?),
@@ -118,6 +121,7 @@ impl Conductor {
         let (pack_size, disks) = match &order.work {
             Work::Backup { pack_size, disks, .. } => (*pack_size as usize, disks.len()),
             Work::Restore { disks } => (0, disks.len()),
+            Work::Diagnose { .. } => (0, 0),
         };
         let budget = Budget::new(available, processors, pack_size);
         let key = IdKey::new(&order.id_key.0);
@@ -166,6 +170,7 @@ impl Conductor {
                     backup::run(run, i32::from(*level), *rate_limit, *throttle, *skip_bad_blocks, disks)
                 }
                 Work::Restore { disks } => restore::run(run, disks),
+                Work::Diagnose { read, send } => diagnose::run(run, *read, *send),
             };
             drop(done);
             reports.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

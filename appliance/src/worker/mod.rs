@@ -6,6 +6,7 @@
 //! answer or a disk without checking it.
 
 mod budget;
+mod diagnose;
 mod error;
 mod job;
 mod link;
@@ -20,8 +21,8 @@ mod spares;
 pub(crate) mod threads;
 
 pub use budget::Budget;
-pub use error::Error;
-pub use job::{Assignment, perform, perform_here};
+pub use error::{Error, Reach};
+pub use job::{Assignment, DEFAULT_WATCHDOG, perform, perform_here};
 pub use link::Exchange;
 pub use outside::Outside;
 pub use pin::Identity;
@@ -56,6 +57,7 @@ pub fn run(env: WorkerEnv, identity: Identity) -> ExitReason {
         job: env.config.job.clone(),
         addresses: env.config.urls.clone(),
         orchestrator_key: env.config.orchestrator_key,
+        watchdog: env.config.watchdog.unwrap_or(DEFAULT_WATCHDOG),
     };
     match perform(&assignment, &identity, Arc::new(env)) {
         Ok(()) => {

@@ -3,7 +3,7 @@
 use super::Error;
 use blocks::{ByteCount, MAX_DISK_SIZE};
 use std::collections::BTreeSet;
-use wire::{MAX_DISKS, MIN_RATE_LIMIT, Order, Work};
+use wire::{MAX_DISKS, MAX_SINK, MIN_RATE_LIMIT, Order, Work};
 
 /// Lowest userdevice of a disk to work on: below are the appliance's own.
 const MIN_USERDEVICE: u16 = 4;
@@ -51,6 +51,10 @@ pub(crate) fn check(order: &Order, job: &str) -> Result<(), Error> {
             }
             check_disks(disks.iter().map(|disk| (disk.userdevice, disk.size)))
         }
+        Work::Diagnose { send, .. } if *send > MAX_SINK => {
+            Err(refused(format!("{send} to send are more than {MAX_SINK}")))
+        }
+        Work::Diagnose { .. } => Ok(()),
     }
 }
 

@@ -28,6 +28,17 @@ pub trait Outside: Send + Sync + 'static {
     /// # Errors
     /// Where it is not there, of another size, or not writable.
     fn target(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error>;
+    /// The disk that the machine itself was started from, whatever it measures.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn own_disk(&self) -> Result<Disk, devices::Error> {
+        Err(devices::Error::NoOwn { seen: "none".to_owned() })
+    }
+    /// What was reached when, since the kernel's start.
+    fn milestones(&self) -> Vec<(String, Duration)> {
+        Vec::new()
+    }
     /// What stands between a disk and those who read it, where this is a test bed.
     fn seam(&self, _userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
         None
@@ -81,6 +92,14 @@ impl Outside for WorkerEnv {
 
     fn target(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error> {
         self.disks.open_target(u32::from(userdevice), size)
+    }
+
+    fn own_disk(&self) -> Result<Disk, devices::Error> {
+        self.disks.find_own()
+    }
+
+    fn milestones(&self) -> Vec<(String, Duration)> {
+        self.milestones.list()
     }
 
     fn memory(&self) -> memory::Memory {

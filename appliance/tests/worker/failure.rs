@@ -135,6 +135,7 @@ fn a_connection_that_breaks_for_good_is_said_after_a_third_of_the_watchdog() {
     let ended = lab.follow(handle, &assignment, &identity, Machine::new([(4, path.as_path())]));
     let error = ended.outcome.expect_err("cut off");
     assert!(matches!(error, Error::Unreachable { .. }), "{}", chain(&error));
+    assert_eq!(error.code(), "unreachable", "it answered before: no port is blocked");
     assert!(error.to_string().contains("no link on eth0"), "{error}");
     assert!(ended.done.is_none());
     assert!(began.elapsed() < Duration::from_secs(30));

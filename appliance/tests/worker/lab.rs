@@ -2,7 +2,7 @@
 
 use abd_appliance::platform::memory::{self, Memory};
 use abd_appliance::platform::{Disk, State, devices};
-use abd_appliance::worker::{Assignment, Error, Identity, Outside, perform};
+use abd_appliance::worker::{Assignment, DEFAULT_WATCHDOG, Error, Identity, Outside, perform};
 use ads::{FileOps, JobEvent, JobGrant, JobHandle, LocalFiles, Service, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
 use std::collections::HashMap;
@@ -64,6 +64,7 @@ pub(crate) struct Heard {
     pub(crate) done: Option<JobDone>,
     pub(crate) trees: Vec<seal::Tree>,
     pub(crate) bad: Vec<wire::BadRanges>,
+    pub(crate) diagnosis: Option<wire::Diagnosis>,
 }
 
 /// How a job ended.
@@ -75,6 +76,7 @@ pub(crate) struct Ended {
     pub(crate) trees: Vec<seal::Tree>,
     pub(crate) bad: Vec<wire::BadRanges>,
     pub(crate) states: Vec<State>,
+    pub(crate) diagnosis: Option<wire::Diagnosis>,
 }
 
 pub(crate) const WATCHDOG_S: u16 = 6;
@@ -109,7 +111,12 @@ impl Lab {
 
     pub(crate) fn assignment(&self, job: &str) -> Assignment {
         let orchestrator_key = *self.service.fingerprint().as_bytes();
-        Assignment { job: job.to_owned(), addresses: vec![self.address()], orchestrator_key }
+        Assignment {
+            job: job.to_owned(),
+            addresses: vec![self.address()],
+            orchestrator_key,
+            watchdog: DEFAULT_WATCHDOG,
+        }
     }
 
     pub(crate) fn open(&self, work: Work, bitmaps: Vec<Option<Vec<u8>>>) -> (String, JobHandle) {
@@ -162,9 +169,9 @@ impl Lab {
     ) -> Ended {
         let machine = Arc::new(machine);
         let outcome = perform(assignment, identity, machine.clone());
-        let Heard { claim, done, trees, bad } = self.finish(handle);
+        let Heard { claim, done, trees, bad, diagnosis } = self.finish(handle);
         let states = machine.states.lock().expect("not poisoned").clone();
-        Ended { outcome, claim, done, trees, bad, states }
+        Ended { outcome, claim, done, trees, bad, states, diagnosis }
     }
 
     /// Closes the job and reads what it said.
@@ -176,6 +183,7 @@ impl Lab {
                 match event {
                     JobEvent::Claimed(claim) => heard.claim = Some(claim),
                     JobEvent::Done(last) => heard.done = Some(last),
+                    JobEvent::Diagnosed(diagnosis) => heard.diagnosis = Some(diagnosis),
                     JobEvent::DiskSealed { tree, bad, .. } => {
                         heard.trees.push(tree);
                         heard.bad.push(bad);
@@ -288,6 +296,17 @@ impl Outside for Machine {
 
     fn target(&self, userdevice: u16, size: ByteCount) -> Result<Disk, devices::Error> {
         self.disk(userdevice, size)
+    }
+
+    fn own_disk(&self) -> Result<Disk, devices::Error> {
+        let seen = || devices::Error::NoOwn { seen: "none".to_owned() };
+        let node = self.disks.get(&0).ok_or_else(seen)?.clone();
+        let size = size_of(&node);
+        Ok(Disk { userdevice: 0, name: "own".to_owned(), node, size, read_only: false })
+    }
+
+    fn milestones(&self) -> Vec<(String, Duration)> {
+        vec![("up".to_owned(), Duration::from_millis(7))]
     }
 
     fn seam(&self, userdevice: u16) -> Option<Box<dyn diskio::Seam>> {

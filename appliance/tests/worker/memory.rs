@@ -43,6 +43,7 @@ fn worker_process() {
         job: job.to_owned(),
         addresses: vec![address.parse().expect("address")],
         orchestrator_key: *pin.as_bytes(),
+        watchdog: abd_appliance::worker::DEFAULT_WATCHDOG,
     };
     counting::this_is_the_network();
     perform(&assignment, &identity, Arc::new(Machine::new([(4, Path::new(disk))]))).expect("job");

@@ -1,12 +1,13 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, jobs, plan, pools, release, retention, run, stats, store, templates};
+use super::{
+    Command, Session, doctor, jobs, plan, pools, release, retention, run, stats, store, templates,
+};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
 use crate::report::Event;
-use crate::spec::JobOptions;
-use crate::{catalog, doctor, reconcile};
+use crate::{catalog, reconcile};
 use serde_json::json;
 
 pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> {
@@ -44,16 +45,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
         Command::Store(command) => store::run(session, command).await,
         Command::Reconcile { pool } => reconcile_command(session, pool.as_deref()).await,
         Command::Release(args) => release::run(session, args).await,
-        Command::Doctor { vms, pool, strict } => {
-            let pools = match pool {
-                Some(name) => vec![session.state.pool(Some(&name))?],
-                None => session.state.pools()?,
-            };
-            let options = JobOptions::default();
-            let request =
-                doctor::Request { pools, store: &session.store, vms: &vms, options: &options, strict };
-            doctor::run(&session.state, request, &session.report).await
-        }
+        Command::Doctor(args) => doctor::run(session, *args).await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: what was typed, and which part does it.
 
 mod commands;
+mod doctor;
 mod jobs;
 mod options;
 mod plan;
@@ -177,23 +178,18 @@ enum Command {
         after_help = "Example:\n  abd release web01\n  abd release --all --pool dc1 --yes\n  abd --json release --all | jq '.kept[]'"
     )]
     Release(ReleaseArgs),
-    /// Look for what would keep jobs from working. Changes nothing.
+    /// Look for what would keep jobs from working. Changes nothing, unless it is to start delegates.
     ///
     /// Looks at this machine, the store and each pool, and says of every VM what keeps it from being backed up, or of
     /// the named ones all there is to say. Every finding has a code; orchestrator/FINDINGS.md explains them.
+    ///
+    /// With --delegate a real delegate without a job is started on each host that would run jobs, one after the other. It
+    /// says how long it took to boot, which address it got, and how fast it reads its own disk and sends to this machine;
+    /// or where it is stuck, and what to do. The store is not touched, and nothing is left in the pool.
     #[command(
-        after_help = "Example:\n  abd doctor\n  abd doctor web01 db01\n  abd --json doctor --strict | jq '.findings[] | select(.level != \"ok\")'"
+        after_help = "Example:\n  abd doctor\n  abd doctor web01 db01\n  abd --json doctor --strict | jq '.findings[] | select(.level != \"ok\")'\n  abd doctor --delegate\n  abd doctor --delegate dc1 --host xen-3\n\nExit codes:\n  0  nothing keeps jobs from working     1  a delegate failed, or another error\n  7  template missing or outdated       11  something of a delegate is still in the pool\n  Others as of every command: that of the first of the worst findings. `abd --help` lists them."
     )]
-    Doctor {
-        /// VMs, by name or uuid; all of them, in fewer words, where none is named.
-        vms: Vec<String>,
-        /// Only this pool.
-        #[arg(long)]
-        pool: Option<String>,
-        /// Fail on warnings too.
-        #[arg(long)]
-        strict: bool,
-    },
+    Doctor(Box<doctor::DoctorArgs>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -432,8 +428,9 @@ fn run(cli: Cli) -> Result<()> {
     let default_store = cli.store.is_none();
     let store = cli.store.unwrap_or_else(|| state.default_store());
     // Where a run's output goes to a mail or a file, its summary says it all; what happens goes to the log.
-    let quiet =
-        matches!(cli.command, Command::Run(_)) && cli.verbose == 0 && !std::io::stdout().is_terminal();
+    let quiet = matches!(cli.command, Command::Run(_) | Command::Doctor(_))
+        && cli.verbose == 0
+        && !std::io::stdout().is_terminal();
     let detailed = match &cli.command {
         Command::Backup(args) => args.flags.report,
         Command::Run(args) => args.flags.report,

@@ -10,7 +10,7 @@ use crate::report::Event;
 use crate::retry::is_gone;
 use crate::template::{self, TemplateAt};
 use ads::{JobEvent, JobGrant, JobHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::{Claim, DiskAnswer, DiskDone, JobDone, Order, Work};
@@ -38,6 +38,11 @@ const LOOK: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(15);
 /// Pause before the events of a delegate are asked for again after the pool did not answer.
 const EVENT_PAUSE: Duration = Duration::from_secs(2);
+
+/// States that are kept of a delegate: it has seven, and what it writes is not ours to trust.
+const MAX_STATES: usize = 32;
+/// MTUs that an appliance takes.
+const MTUS: std::ops::RangeInclusive<u32> = 576..=9216;
 
 /// A disk that a delegate gets.
 pub(super) struct Attachment {
@@ -72,6 +77,36 @@ pub(super) struct Outcome {
     pub done: JobDone,
     /// Whether the delegate was a kept one.
     pub reused: bool,
+    /// What it measured, where it was asked to.
+    pub diagnosis: Option<Diagnosed>,
+}
+
+/// What a delegate measured.
+#[derive(Clone, Debug)]
+pub(super) struct Diagnosed {
+    pub told: wire::Diagnosis,
+    /// When it was told, by this machine's clock.
+    pub heard: SystemTime,
+}
+
+/// How far a job's last delegate came, also where it failed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trace {
+    /// When the pool was asked to start it.
+    pub began: Option<Instant>,
+    /// Each state that was seen, and when since then.
+    pub states: Vec<(String, Duration)>,
+    /// The addresses that it got.
+    pub addresses: String,
+}
+
+impl Trace {
+    fn note(&mut self, state: &str) {
+        let at = self.began.map(|began| began.elapsed()).unwrap_or_default();
+        if self.states.len() < MAX_STATES {
+            self.states.push((state.to_owned(), at));
+        }
+    }
 }
 
 /// What the pool says about a delegate's VM.
@@ -93,6 +128,7 @@ struct Watch {
     claim: Option<Claim>,
     disks: Vec<Option<(DiskDone, DiskAnswer)>>,
     done: Option<JobDone>,
+    diagnosis: Option<Diagnosed>,
     state: String,
     error: Option<(String, String)>,
     refused: Option<(String, String)>,
@@ -116,6 +152,7 @@ impl Job<'_> {
             Some(_) => self.take_or_make(site).await?,
         };
         self.set_up(&delegate, disks).await.context(|| "set up the delegate".into())?;
+        *self.trace() = Trace { began: Some(Instant::now()), ..Trace::default() };
         let started = match &site.host {
             Some(host) => client.vm_start_on(&delegate.vm, host).await,
             None => client.vm_start(&delegate.vm).await,
@@ -241,7 +278,7 @@ impl Job<'_> {
         let order = Order {
             job: self.id.clone(),
             id_key: self.run.store.id_key_bytes(),
-            watchdog_s: u16::try_from(self.options.delegate.watchdog.as_secs()).unwrap_or(u16::MAX),
+            watchdog_s: self.watchdog_s(),
             progress_ms: PROGRESS_MS,
             work,
         };
@@ -283,6 +320,10 @@ impl Job<'_> {
         Ok(())
     }
 
+    fn watchdog_s(&self) -> u16 {
+        u16::try_from(self.options.delegate.watchdog.as_secs()).unwrap_or(u16::MAX)
+    }
+
     fn xenstore_keys(&self) -> StringMap {
         let run = self.run;
         let mut keys = StringMap::from([
@@ -290,8 +331,9 @@ impl Job<'_> {
             (wire::KEY_JOB.into(), self.id.clone()),
             (wire::KEY_URL.into(), run.url.clone()),
             (wire::KEY_ORCHESTRATOR_KEY.into(), run.service.fingerprint().to_string()),
+            (wire::KEY_WATCHDOG.into(), self.watchdog_s().to_string()),
         ]);
-        for (key, value) in self.options.delegate.net() {
+        for (key, value) in self.options.delegate.net().into_iter().chain(mtu_setting(run.network_mtu)) {
             keys.insert(format!("{}/0/{key}", wire::KEY_NET), value);
         }
         keys
@@ -384,10 +426,14 @@ impl Job<'_> {
             && *state != watch.state
         {
             watch.state.clone_from(state);
+            self.trace().note(state);
             tracing::debug!(job = %self.id, state, "delegate");
             if matches!(wire::State::from_name(state), Some(wire::State::Network | wire::State::Connecting)) {
                 self.step(&format!("delegate: {state}"));
             }
+        }
+        if let Some(addresses) = key(wire::KEY_ADDRESS) {
+            self.trace().addresses.clone_from(addresses);
         }
         if let Some(message) = key(wire::KEY_ERROR) {
             let code = key(wire::KEY_ERROR_CODE).cloned().unwrap_or_default();
@@ -409,6 +455,9 @@ impl Job<'_> {
                     let done = DiskDone { disk, size: tree.size, root: tree.root, counts, bad, pacing };
                     *slot = Some((done, DiskAnswer { tree: id }));
                 }
+            }
+            JobEvent::Diagnosed(told) => {
+                watch.diagnosis = Some(Diagnosed { told, heard: SystemTime::now() });
             }
             JobEvent::Done(done) => {
                 self.show(&done.disks);
@@ -500,6 +549,7 @@ impl Watch {
             disks: vec![None; labels.len()],
             labels,
             done: None,
+            diagnosis: None,
             state: String::new(),
             error: None,
             refused: None,
@@ -533,7 +583,7 @@ impl Watch {
         if self.disks.iter().any(Option::is_none) {
             return Err(self.ended(job, "reported success without having finished every disk"));
         }
-        Ok(Outcome { claim: self.claim, disks: self.disks, done, reused: false })
+        Ok(Outcome { claim: self.claim, disks: self.disks, done, reused: false, diagnosis: self.diagnosis })
     }
 
     /// The failure of a delegate that ended early: its own words where it left some.
@@ -564,30 +614,31 @@ fn failed(job: &Job<'_>, code: &str, message: &str) -> Failure {
     let kind = match code {
         "store-full" => Kind::StoreFull,
         "store-error" => Kind::Store,
-        "bad-block" | "missing-block" => Kind::Damaged,
-        "protocol-version" => Kind::Template,
+        "missing-block" | "missing-node" | "damaged-block" => Kind::Damaged,
+        "protocol-version" | "version" | "bad-config" => Kind::Template,
         _ => Kind::Failed,
     };
     let mut error = Error::new(kind, format!("the delegate of {} failed: {message}", job.subject));
-    let remedy = match code {
-        "no-dhcp-lease" | "no-link" | "no-nic" => Some(
-            "check the network given by `abd pool add --network`, or give addresses with --delegate-address",
-        ),
-        "unreachable" => Some(
-            "let the delegate's network reach this machine, or name another address with `abd pool add --advertise`",
-        ),
-        "store-full" => Some("make room in the store's file system and run again; nothing was committed"),
-        "protocol-version" => {
-            Some("import the template that belongs to this version: abd template import FILE.xva")
-        }
-        "read-error" => Some(
-            "look after the storage of this disk: it cannot be read there. With --skip-bad-blocks the rest is saved",
-        ),
-        "bad-block" | "missing-block" => Some("run `abd verify --read-data` to see what is damaged"),
-        _ => None,
-    };
+    let remedy = wire::advice(code);
     if let Some(remedy) = remedy {
         error = error.remedy(remedy);
     }
     Failure { error, code: (!code.is_empty()).then(|| code.to_owned()) }
+}
+
+/// The MTU of the delegates' network as a setting; none where no appliance takes it.
+fn mtu_setting(mtu: u32) -> Option<(String, String)> {
+    MTUS.contains(&mtu).then(|| ("mtu".to_owned(), mtu.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mtu_of_the_network_is_passed_on_where_an_appliance_takes_it() {
+        assert_eq!(mtu_setting(9000), Some(("mtu".into(), "9000".into())));
+        assert_eq!(mtu_setting(1500), Some(("mtu".into(), "1500".into())));
+        assert_eq!((mtu_setting(0), mtu_setting(65_535)), (None, None));
+    }
 }

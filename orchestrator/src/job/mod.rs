@@ -5,6 +5,7 @@ pub mod backup;
 pub(crate) mod changes;
 mod commit;
 mod delegate;
+pub mod diagnose;
 pub mod placement;
 pub mod restore;
 pub(crate) mod snapshot;
@@ -175,9 +176,15 @@ struct Job<'a> {
     left: Mutex<Vec<String>>,
     /// The delegate that has a journal of its own, where the pool keeps delegates.
     holding: tokio::sync::Mutex<Option<kept::Holding>>,
+    /// How far its last delegate came.
+    trace: Mutex<delegate::Trace>,
 }
 
 impl Job<'_> {
+    fn trace(&self) -> std::sync::MutexGuard<'_, delegate::Trace> {
+        self.trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// The templates as they are now: the run may have begun hours ago, before an upgrade.
     async fn templates(&self) -> Result<Vec<TemplateAt>> {
         template::unchanged(&self.pool, &self.run.templates).await
@@ -220,6 +227,7 @@ impl<'a> Job<'a> {
             warnings,
             left: Mutex::default(),
             holding: tokio::sync::Mutex::default(),
+            trace: Mutex::default(),
         })
     }
 

@@ -108,7 +108,7 @@ impl Site {
     }
 
     /// A template that a host can use.
-    fn template_for(&self, host: &Ref<Host>, templates: &[TemplateAt]) -> Option<usize> {
+    pub(crate) fn template_for(&self, host: &Ref<Host>, templates: &[TemplateAt]) -> Option<usize> {
         let seen = self.sees.get(host)?;
         templates.iter().position(|template| template.storage.iter().all(|sr| seen.contains(sr)))
     }

@@ -113,6 +113,17 @@ codes! {
     ReservedSpace = "reserved-space",
     /// Objects of another installation.
     ForeignObjects = "foreign-objects",
+    // A delegate that was started to look.
+    /// Whether it worked.
+    Delegate = "delegate",
+    /// What makes jobs slow.
+    DelegateSlow = "delegate-slow",
+    /// Its clock.
+    DelegateClock = "delegate-clock",
+    /// How it reads disks.
+    DelegateEngine = "delegate-engine",
+    /// What it had left of its memory.
+    DelegateMemory = "delegate-memory",
     // A VM.
     /// The VM as a whole.
     Vm = "vm",

@@ -56,6 +56,7 @@ impl Engine {
                 let base = match &self.order.work {
                     Work::Backup { disks, .. } => disks.first().and_then(|disk| disk.start.base()),
                     Work::Restore { .. } => Some(done.tree()),
+                    Work::Diagnose { .. } => None,
                 };
                 let tree = match &self.believed {
                     Some(_) => done.tree().id(self.store.id_key()),
@@ -103,6 +104,7 @@ impl Engine {
         match &self.order.work {
             Work::Backup { disks, .. } => disks.first().and_then(|disk| disk.start.base()),
             Work::Restore { disks } => disks.first().map(wire::RestoreDisk::tree),
+            Work::Diagnose { .. } => None,
         }
     }
 

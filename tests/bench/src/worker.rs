@@ -2,7 +2,7 @@
 
 use crate::machine::{Machine, used};
 use crate::{Error, io};
-use abd_appliance::worker::{Assignment, Identity, perform};
+use abd_appliance::worker::{Assignment, DEFAULT_WATCHDOG, Identity, perform};
 use clap::Args;
 use pin::Fingerprint;
 use serde_json::{Value, json};
@@ -36,7 +36,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value, Error> {
     println!("{}", identity.fingerprint());
     std::io::stdout().flush().map_err(io("say our key"))?;
     let orchestrator_key = *key.as_bytes();
-    let assignment = Assignment { job: job.clone(), addresses: vec![*address], orchestrator_key };
+    let assignment = Assignment {
+        job: job.clone(),
+        addresses: vec![*address],
+        orchestrator_key,
+        watchdog: DEFAULT_WATCHDOG,
+    };
     perform(&assignment, &identity, Arc::new(Machine::new(disk, !no_io_uring)))?;
     Ok(json!({ "used": used() }))
 }

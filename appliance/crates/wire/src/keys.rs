@@ -13,6 +13,9 @@ pub const KEY_JOB: &str = "vm-data/abd/job";
 pub const KEY_URL: &str = "vm-data/abd/url";
 /// SHA-256 of the orchestrator's public key (SPKI DER), 64 hexadecimal digits. Orchestrator to ABD.
 pub const KEY_ORCHESTRATOR_KEY: &str = "vm-data/abd/orchestrator-key";
+/// Seconds of the watchdog, as in the order, which only comes later: a third of it is how long the first call is tried.
+/// 90 where absent. Orchestrator to ABD.
+pub const KEY_WATCHDOG: &str = "vm-data/abd/watchdog";
 /// Network settings, one directory per NIC: `.../0/mode` and so on. Orchestrator to ABD.
 pub const KEY_NET: &str = "vm-data/abd/net";
 

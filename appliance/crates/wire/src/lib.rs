@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+mod codes;
+mod diagnosis;
 mod keys;
 mod messages;
 mod order;
@@ -15,6 +17,8 @@ mod spent;
 
 pub use account::{Account, Bound, PassAccount, Stage, StageAccount, Verdict};
 pub use blocks::{Audit, BadRanges, ByteRange};
+pub use codes::advice;
+pub use diagnosis::*;
 pub use keys::*;
 pub use messages::*;
 pub use order::*;
@@ -27,7 +31,7 @@ const QUESTION_SIZE: usize = 4 << 10;
 
 /// Version of everything in this crate. Both sides are shipped together; a difference means that the
 /// template in the pool does not belong to the orchestrator, and is refused with that sentence.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Largest message body that either side reads: a batch of sealed blocks.
 pub const MAX_MESSAGE_SIZE: usize = 8 << 20;

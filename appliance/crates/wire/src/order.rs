@@ -35,7 +35,7 @@ impl std::fmt::Debug for IdKeyBytes {
     }
 }
 
-/// The two kinds of work.
+/// The kinds of work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// Read disks into the store.
@@ -59,6 +59,14 @@ pub enum Work {
     Restore {
         /// The disks, in the order in which they are written.
         disks: Vec<RestoreDisk>,
+    },
+    /// Measure what a job would meet, and say it with [`crate::PATH_DIAGNOSIS`]. Touches no disk but the ABD's own, and
+    /// nothing in the store.
+    Diagnose {
+        /// Bytes of the ABD's own disk that are read at most.
+        read: ByteCount,
+        /// Bytes that are sent with [`crate::PATH_SINK`] at most: no more than [`crate::MAX_SINK`].
+        send: ByteCount,
     },
 }
 

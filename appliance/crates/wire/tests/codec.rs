@@ -11,7 +11,7 @@ use wire::*;
 #[test]
 fn golden_claim() {
     let claim = Claim {
-        protocol: 3,
+        protocol: 4,
         job: "j".into(),
         agent: "0.1".into(),
         boot_ms: 300,
@@ -19,7 +19,7 @@ fn golden_claim() {
         memory: ByteCount::new(128 << 20),
         engine: "io_uring".into(),
     };
-    let expected = b"\x03\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
+    let expected = b"\x04\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
     assert_eq!(encode(&claim), expected);
     assert_eq!(decode::<Claim>(expected), Ok(claim));
 }
@@ -62,6 +62,34 @@ fn golden_order() {
     expected.extend(b"\x01\xac\x02\xe8\x07\x40");
     assert_eq!(encode(&order), expected);
     assert_eq!(decode::<Order>(&expected), Ok(order));
+}
+
+#[test]
+fn golden_diagnosis() {
+    let work = Work::Diagnose { read: ByteCount::new(300), send: ByteCount::new(1 << 20) };
+    assert_eq!(encode(&work), b"\x02\xac\x02\x80\x80\x40");
+    assert_eq!(decode::<Work>(b"\x02\xac\x02\x80\x80\x40"), Ok(work));
+    let diagnosis = Diagnosis {
+        clock_ms: 300,
+        processors: 1,
+        milestones: vec![Milestone { name: "up".into(), at_ms: 2 }],
+        connect: Ok(Connect { address: "a".into(), tcp_us: 3, tls_us: 4 }),
+        round_trip_us: Ok(5),
+        read: Err(Failure::new("c", "m")),
+        send: Ok(Speed { bytes: ByteCount::new(6), micros: 7, slowest_us: 8 }),
+    };
+    let expected = b"\xac\x02\x01\x01\x02up\x02\x00\x01a\x03\x04\x00\x05\x01\x01c\x01m\x00\x06\x07\x08";
+    assert_eq!(encode(&diagnosis), expected);
+    assert_eq!(decode::<Diagnosis>(expected), Ok(diagnosis));
+    assert_eq!(encode(&SinkAnswer { taken: ByteCount::new(128) }), [0x80, 1]);
+}
+
+#[test]
+fn speeds_are_per_second_and_of_no_time_none() {
+    let speed = |bytes, micros| Speed { bytes: ByteCount::new(bytes), micros, slowest_us: 0 }.per_second();
+    assert_eq!(speed(3, 2_000_000), Some(ByteCount::new(1)));
+    assert_eq!(speed(u64::MAX, 1), Some(ByteCount::new(u64::MAX)));
+    assert_eq!(speed(1, 0), None);
 }
 
 #[test]
@@ -185,6 +213,7 @@ proptest! {
         let _ = decode::<NodesAnswer>(&bytes);
         let _ = decode::<BlocksAnswer>(&bytes);
         let _ = decode::<JobDone>(&bytes);
+        let _ = decode::<Diagnosis>(&bytes);
         let _ = decode::<Progress>(&bytes);
         let _ = decode::<KnownQuestion>(&bytes);
     }

@@ -1,6 +1,7 @@
 //! One connection: TCP, TLS with both keys pinned, HTTP/1.1; and the note of when its last byte moved.
 
 use super::body::Shared;
+use crate::worker::Reach;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::rt::ReadBufCursor;
 use std::io::{self, IoSlice};
@@ -33,6 +34,8 @@ pub(crate) struct Connection {
     pub(crate) sender: SendRequest<Shared>,
     pub(crate) address: SocketAddr,
     pub(crate) moved: Moved,
+    /// How long TCP took, and then TLS.
+    pub(crate) took: (Duration, Duration),
 }
 
 /// When the last byte moved in either direction.
@@ -41,8 +44,8 @@ pub(crate) struct Moved(Rc<Cell<Instant>>);
 
 /// Why a connection could not be opened.
 pub(crate) enum Failed {
-    /// Nothing listens there, or not now.
-    Unreachable(String),
+    /// Nothing listens there, or not now: how far it came, and what happened.
+    Unreachable(Reach, String),
     /// Somebody listens there who does not have the orchestrator's key.
     Pin(String),
 }
@@ -64,38 +67,46 @@ impl Moved {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(reason) | Self::Pin(reason) => f.write_str(reason),
+            Self::Unreachable(_, reason) | Self::Pin(reason) => f.write_str(reason),
         }
     }
 }
 
 /// Opens a connection to `address` and starts the task that drives it.
 pub(crate) async fn open(address: SocketAddr, tls: &Arc<ClientConfig>) -> Result<Connection, Failed> {
-    let unreachable = |reason: &dyn fmt::Display| Failed::Unreachable(format!("{address}: {reason}"));
+    let unreachable =
+        |reach, reason: &dyn fmt::Display| Failed::Unreachable(reach, format!("{address}: {reason}"));
+    let began = Instant::now();
     let tcp = match timeout(CONNECT_LIMIT, TcpStream::connect(address)).await {
-        Err(_) => return Err(unreachable(&format!("no answer within {} s", CONNECT_LIMIT.as_secs()))),
-        Ok(Err(error)) => return Err(unreachable(&error)),
+        Err(_) => {
+            let reason = format!("no answer within {} s", CONNECT_LIMIT.as_secs());
+            return Err(unreachable(Reach::Silent, &reason));
+        }
+        Ok(Err(error)) => return Err(unreachable(Reach::of(&error), &error)),
         Ok(Ok(tcp)) => tcp,
     };
+    let connected = Instant::now();
     // Questions are small and their answers are waited for. A refusal costs speed, nothing else.
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(pin::SERVER_NAME).expect("a constant that is a name");
     let connector = TlsConnector::from(tls.clone());
     let stream = match timeout(HANDSHAKE_LIMIT, connector.connect(name, tcp)).await {
         Err(_) => {
-            return Err(unreachable(&format!("no TLS handshake within {} s", HANDSHAKE_LIMIT.as_secs())));
+            let reason = format!("no TLS handshake within {} s", HANDSHAKE_LIMIT.as_secs());
+            return Err(unreachable(Reach::NoTls, &reason));
         }
         Ok(Err(error)) if is_pin(&error) => return Err(Failed::Pin(format!("{address}: {error}"))),
-        Ok(Err(error)) => return Err(unreachable(&format!("TLS: {error}"))),
+        Ok(Err(error)) => return Err(unreachable(Reach::NoTls, &format!("TLS: {error}"))),
         Ok(Ok(stream)) => stream,
     };
+    let took = (connected.duration_since(began), connected.elapsed());
     let moved = Moved::now();
     let io = Io { stream, moved: moved.clone(), scratch: vec![0; RECORD].into_boxed_slice() };
     let handshake = Builder::new().max_buf_size(HTTP_BUFFER).handshake(io);
-    let (sender, driver) = handshake.await.map_err(|error| unreachable(&error))?;
+    let (sender, driver) = handshake.await.map_err(|error| unreachable(Reach::Lost, &error))?;
     // Its errors reach the call that uses the connection; an idle one that breaks is not missed.
     tokio::task::spawn_local(async move { drop(driver.await) });
-    Ok(Connection { sender, address, moved })
+    Ok(Connection { sender, address, moved, took })
 }
 
 /// The verifier's refusal of a key is the only general error that a handshake of ours can give.

@@ -4,7 +4,7 @@ use super::body::Shared;
 use super::connection::{Connection, Failed, Moved, open};
 use super::{Call, Patience};
 use crate::restore::WriteOrder;
-use crate::worker::{Error, Outside};
+use crate::worker::{Error, Outside, Reach};
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response, StatusCode, header};
 use std::cell::{Cell, RefCell};
@@ -14,13 +14,14 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::rustls::ClientConfig;
-use wire::Spent;
+use wire::{Connect, Spent};
 
 /// Connections at once: two packs, a few questions, the progress report.
 const CONNECTIONS: usize = 8;
@@ -39,6 +40,8 @@ pub(crate) enum Errand {
     Call(Call),
     /// Write to a disk with io_uring.
     Write(WriteOrder),
+    /// Open a connection, whether one is needed or not, and say what it took.
+    Connect(SyncSender<Result<Connect, Error>>),
 }
 
 /// What every connection needs.
@@ -59,6 +62,8 @@ struct Dispatcher {
     /// The address that worked last is tried first.
     preferred: Cell<usize>,
     permits: Semaphore,
+    /// Whether the orchestrator ever answered.
+    has_met: Cell<bool>,
 }
 
 /// An answer, and what the store says that it took.
@@ -69,8 +74,8 @@ struct Answer {
 
 /// Why one try of a call did not give an answer.
 enum Broken {
-    /// Worth another try.
-    Link(String),
+    /// Worth another try: how far it came, and what happened.
+    Link(Reach, String),
     /// Never to be tried again.
     Final(Error),
 }
@@ -82,6 +87,7 @@ pub(crate) async fn serve(settings: Settings, mut errands: Receiver<Errand>) {
         idle: RefCell::default(),
         preferred: Cell::new(0),
         permits: Semaphore::new(CONNECTIONS),
+        has_met: Cell::new(false),
     });
     while let Some(errand) = errands.recv().await {
         match errand {
@@ -102,6 +108,13 @@ pub(crate) async fn serve(settings: Settings, mut errands: Receiver<Errand>) {
                     let _ = reply.send(answer);
                 });
             }
+            Errand::Connect(reply) => {
+                let dispatcher = dispatcher.clone();
+                tokio::task::spawn_local(async move {
+                    // Nobody waits any more: the job has failed elsewhere.
+                    let _ = reply.send(dispatcher.connect().await);
+                });
+            }
             Errand::Write(order) => drop(tokio::task::spawn_local(crate::restore::write(order))),
         }
     }
@@ -113,22 +126,44 @@ impl Dispatcher {
         let _permit = self.permits.acquire().await.expect("never closed");
         let mut first_failure = None;
         loop {
-            let reason = match self.attempt(call).await {
+            let (reach, reason) = match self.attempt(call).await {
                 Ok(answer) => {
+                    self.has_met.set(true);
                     self.settings.outside.tick();
                     return answer;
                 }
                 Err(Broken::Final(error)) => return Err(error),
-                Err(Broken::Link(reason)) => reason,
+                Err(Broken::Link(reach, reason)) => (reach, reason),
             };
             let since = *first_failure.get_or_insert_with(Instant::now);
             if since.elapsed() + RETRY_PAUSE > self.reconnect_limit(call.patience) {
-                let network = self.settings.outside.network_trouble();
-                let reason = network.map_or(reason.clone(), |trouble| format!("{reason} ({trouble})"));
-                let seconds = since.elapsed().as_secs();
-                return Err(Error::Unreachable { call: call.path.clone(), seconds, reason });
+                return Err(self.unreachable(&call.path, since, reach, reason));
             }
             sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn unreachable(&self, call: &str, since: Instant, reach: Reach, reason: String) -> Error {
+        let network = self.settings.outside.network_trouble();
+        let reason = network.map_or(reason.clone(), |trouble| format!("{reason} ({trouble})"));
+        // What an orchestrator that answered before can be told by is that it does no more.
+        let reach = if self.has_met.get() { Reach::Lost } else { reach };
+        Error::Unreachable { call: call.to_owned(), seconds: since.elapsed().as_secs(), reason, reach }
+    }
+
+    /// Opens a connection and keeps it for later.
+    async fn connect(&self) -> Result<Connect, Error> {
+        let began = Instant::now();
+        match self.fresh().await {
+            Ok(connection) => {
+                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                let (tcp, tls) = connection.took;
+                let address = connection.address.to_string();
+                self.keep(connection);
+                Ok(Connect { address, tcp_us: micros(tcp), tls_us: micros(tls) })
+            }
+            Err(Broken::Link(reach, reason)) => Err(self.unreachable("a connection", began, reach, reason)),
+            Err(Broken::Final(error)) => Err(error),
         }
     }
 
@@ -160,7 +195,7 @@ impl Dispatcher {
         match outcome {
             None => {
                 let seconds = limit.as_secs();
-                Err(Broken::Link(format!("{} was quiet for {seconds} s", connection.address)))
+                Err(Broken::Link(Reach::Lost, format!("{} was quiet for {seconds} s", connection.address)))
             }
             Some(Err(broken)) => Err(broken),
             Some(Ok(answer)) => {
@@ -185,8 +220,13 @@ impl Dispatcher {
                 return Ok(connection);
             }
         }
+        self.fresh().await
+    }
+
+    /// A fresh connection to the first address that answers.
+    async fn fresh(&self) -> Result<Connection, Broken> {
         let addresses = &self.settings.addresses;
-        let (mut reasons, mut pin) = (Vec::new(), None);
+        let (mut reasons, mut furthest, mut pin) = (Vec::new(), Reach::NoRoute, None);
         for turn in 0..addresses.len() {
             let at = (self.preferred.get() + turn) % addresses.len();
             match open(addresses[at], &self.settings.tls).await {
@@ -195,13 +235,16 @@ impl Dispatcher {
                     return Ok(connection);
                 }
                 Err(Failed::Pin(reason)) => pin = Some(reason),
-                Err(Failed::Unreachable(reason)) => reasons.push(reason),
+                Err(Failed::Unreachable(reach, reason)) => {
+                    furthest = furthest.max(reach);
+                    reasons.push(reason);
+                }
             }
         }
         // A wrong key does not become right by waiting, and trying on would only hide it.
         match pin {
             Some(reason) => Err(Broken::Final(Error::TlsPin { reason })),
-            None => Err(Broken::Link(reasons.join("; "))),
+            None => Err(Broken::Link(furthest, reasons.join("; "))),
         }
     }
 }
@@ -222,7 +265,7 @@ async fn unless_quiet<T>(moved: Moved, limit: Duration, work: impl Future<Output
 }
 
 async fn exchange(connection: &mut Connection, call: &Call) -> Result<Result<Answer, Error>, Broken> {
-    let broken = |error: hyper::Error| Broken::Link(crate::chain(&error));
+    let broken = |error: hyper::Error| Broken::Link(Reach::Lost, crate::chain(&error));
     let request = Request::builder()
         .method(call.method.clone())
         .uri(&call.path)

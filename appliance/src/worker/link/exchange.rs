@@ -32,6 +32,8 @@ pub(crate) async fn serve_here(exchange: Arc<dyn Exchange>, mut errands: Receive
                     let _ = reply.send(answer);
                 }));
             }
+            // Nothing leads out of this process. The reply is dropped, and who waits for it sees that.
+            Errand::Connect(_) => {}
             Errand::Write(order) => drop(tokio::task::spawn_local(crate::restore::write(order))),
         }
     }

@@ -128,6 +128,20 @@ impl Link {
         PendingPack { answer, bytes }
     }
 
+    /// Sends bytes that are thrown away, and returns at once.
+    pub(crate) fn sink(&self, bytes: Arc<Vec<u8>>) -> Pending {
+        let path = wire::PATH_SINK.to_owned();
+        self.call(hyper::Method::POST, path, bytes, wire::MAX_MESSAGE_SIZE, Patience::Short, Vec::new())
+    }
+
+    /// Opens a connection, whether one is needed or not, and says what it took.
+    pub(crate) fn connect(&self) -> Result<wire::Connect, Error> {
+        let (reply, answer) = sync_channel(1);
+        // Where the other side is gone the reply is dropped, and the wait says so.
+        let _ = self.send(Errand::Connect(reply));
+        answer.recv().map_err(|_| Error::Aborted)?
+    }
+
     /// Hands work to the asynchronous side. `false` if it is gone.
     pub(crate) fn send(&self, errand: Errand) -> bool {
         self.errands.blocking_send(errand).is_ok()

@@ -44,9 +44,12 @@ impl Bench {
         let count = match &work {
             Work::Backup { disks, .. } => disks.len(),
             Work::Restore { disks } => disks.len(),
+            Work::Diagnose { .. } => 0,
         };
         let mut bitmaps = vec![None; count];
-        bitmaps[0] = bitmap;
+        if let Some(first) = bitmaps.first_mut() {
+            *first = bitmap;
+        }
         let order = order(&self.store, job, work);
         self.service.open_job(JobGrant { job: job.into(), order, bitmaps }).unwrap()
     }

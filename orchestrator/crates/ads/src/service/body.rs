@@ -2,6 +2,7 @@
 
 use super::routes::Refusal;
 use blocks::ByteCount;
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
@@ -85,10 +86,31 @@ pub(super) async fn read(
     }
     bytes.clear();
     bytes.reserve_exact(expected);
+    while let Some(piece) = next_piece(body, stall).await? {
+        if bytes.len() + piece.len() > limit {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// Reads a body whose size was announced and keeps nothing of it.
+pub(super) async fn forget(body: &mut Incoming, stall: Duration) -> Result<(), Refusal> {
+    while next_piece(body, stall).await?.is_some() {}
+    Ok(())
+}
+
+/// The next piece of a body; none at its end. It must come within `stall`.
+async fn next_piece(body: &mut Incoming, stall: Duration) -> Result<Option<Bytes>, Refusal> {
     loop {
-        let frame = match timeout(stall, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(None) => return Ok(bytes),
+        match timeout(stall, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                if let Ok(piece) = frame.into_data() {
+                    return Ok(Some(piece));
+                }
+            }
+            Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => {
                 let message = format!("the body cannot be read: {error}");
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, "cut-message", message));
@@ -97,12 +119,6 @@ pub(super) async fn read(
                 let message = format!("nothing of the body came for {} s", stall.as_secs());
                 return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "bad-message", message));
             }
-        };
-        if let Ok(piece) = frame.into_data() {
-            if bytes.len() + piece.len() > limit {
-                return Err(too_large());
-            }
-            bytes.extend_from_slice(&piece);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::session::refused;
 use crate::Error;
 use blocks::ChangedBlocks;
-use wire::{MAX_DISKS, MIN_RATE_LIMIT, Order, Work};
+use wire::{MAX_DISKS, MAX_SINK, MIN_RATE_LIMIT, Order, Work};
 
 /// What a job may do.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub(super) fn disk_count(work: &Work) -> usize {
     match work {
         Work::Backup { disks, .. } => disks.len(),
         Work::Restore { disks } => disks.len(),
+        Work::Diagnose { .. } => 0,
     }
 }
 
@@ -32,6 +33,13 @@ pub(super) fn check_grant(grant: &JobGrant, id_key: wire::IdKeyBytes) -> Result<
     }
     if grant.order.id_key != id_key {
         return bad("its order carries the id key of another store");
+    }
+    if let Work::Diagnose { send, .. } = &grant.order.work {
+        return match (grant.bitmaps.is_empty(), *send <= MAX_SINK) {
+            (true, true) => Ok(()),
+            (false, _) => bad("a diagnosis has no bitmaps"),
+            (true, false) => bad(&format!("it is to send {send}, {MAX_SINK} is the most")),
+        };
     }
     let count = disk_count(&grant.order.work);
     if count == 0 || count > MAX_DISKS {

@@ -9,9 +9,11 @@
 //! session   jobs, their keys, their events        routes   the calls
 //! grant     what a job may do                     stall    connections that do not move
 //! body      bounded reading of what a call sends
+//! diagnosis the calls that only measure
 //! ```
 
 mod body;
+mod diagnosis;
 mod grant;
 mod routes;
 mod session;

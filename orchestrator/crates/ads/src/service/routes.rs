@@ -1,7 +1,7 @@
 //! The calls of `PROTOCOL.md`: who may make them, what they cost, and their answers.
 
 use super::session::{Access, Session};
-use super::{Shared, body};
+use super::{Shared, body, diagnosis};
 use crate::error::{Error, ErrorKind, sentence};
 use blocks::BlockIndex;
 use bytes::Bytes;
@@ -34,11 +34,11 @@ impl Refusal {
         Self { status, failure: Failure::new(code, message) }
     }
 
-    fn bad_message(message: impl Into<String>) -> Self {
+    pub(super) fn bad_message(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad-message", message)
     }
 
-    fn not_in_order(message: impl Into<String>) -> Self {
+    pub(super) fn not_in_order(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "not-in-order", message)
     }
 
@@ -139,6 +139,12 @@ async fn route(
         return put_pack(shared, session, id, body, clock).await;
     }
     expect_method(head, &Method::POST)?;
+    if path == wire::PATH_SINK {
+        expect_claimed(session)?;
+        let answer = diagnosis::sink(session, body, shared.limits.stall).await;
+        clock.spent.receive = clock.lap();
+        return answer;
+    }
     let body = body::read(body, body::MAX_QUESTION, shared.limits.stall, Vec::new()).await?;
     clock.spent.receive = clock.lap();
     let answer = ask(shared, session, path, &body).await;
@@ -158,6 +164,7 @@ async fn ask(shared: &Shared, session: &Arc<Session>, path: &str, body: &[u8]) -
         wire::PATH_NODES => nodes(shared, session, wire::decode(body)?).await,
         wire::PATH_BLOCKS => blocks(shared, session, wire::decode(body)?).await,
         wire::PATH_DISK_DONE => disk_done(shared, session, wire::decode(body)?).await,
+        wire::PATH_DIAGNOSIS => diagnosis::diagnosis(session, wire::decode(body)?),
         wire::PATH_PROGRESS => progress(session, wire::decode(body)?),
         wire::PATH_JOB_DONE => job_done(session, wire::decode(body)?),
         _ => {
@@ -342,6 +349,9 @@ fn job_done(session: &Session, done: JobDone) -> Result<Bytes, Refusal> {
     if let (Ok(()), true, Some(disk)) = (&done.outcome, session.is_backup(), unfinished) {
         return Err(Refusal::not_in_order(format!("disk {disk} is not finished")));
     }
+    if done.outcome.is_ok() && session.lacks_diagnosis() {
+        return Err(Refusal::not_in_order("the diagnosis was not told"));
+    }
     session.done(done);
     Ok(wire::encode(&ProgressAnswer { stop: session.is_stopped() }).into())
 }
@@ -356,7 +366,7 @@ fn expect_counts(session: &Session, found: usize) -> Result<(), Refusal> {
 fn expect_backup(session: &Session) -> Result<(), Refusal> {
     match session.is_backup() {
         true => Ok(()),
-        false => Err(Refusal::not_in_order("the order is a restore")),
+        false => Err(Refusal::not_in_order("the order is no backup")),
     }
 }
 
@@ -379,7 +389,7 @@ async fn read_permit(session: &Session) -> Result<OwnedSemaphorePermit, Refusal>
     permit(&session.reads, 1).await
 }
 
-async fn permit(semaphore: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, Refusal> {
+pub(super) async fn permit(semaphore: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, Refusal> {
     // Semaphores of this crate are never closed.
     semaphore.clone().acquire_many_owned(count).await.map_err(|_| Refusal::over())
 }

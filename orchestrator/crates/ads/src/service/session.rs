@@ -41,6 +41,8 @@ pub enum JobEvent {
         /// How fast it was read, and what held the reader back.
         pacing: wire::Pacing,
     },
+    /// What it measured, where its order asks for that. Told once.
+    Diagnosed(wire::Diagnosis),
     /// The ABD's last words. Told once.
     Done(wire::JobDone),
     /// A call was refused; the ABD was told the same.
@@ -119,6 +121,9 @@ pub(super) struct Session {
 #[derive(Debug, Default)]
 struct State {
     claimed: bool,
+    diagnosed: bool,
+    /// Bytes that were sent to be thrown away.
+    sunk: u64,
     done: bool,
     sealed: HashMap<u16, Tree>,
     known_packs: BTreeSet<PackId>,
@@ -136,7 +141,7 @@ impl Session {
     pub(super) fn backup_disk(&self, disk: u16) -> Option<&BackupDisk> {
         match &self.order.work {
             Work::Backup { disks, .. } => disks.get(usize::from(disk)),
-            Work::Restore { .. } => None,
+            Work::Restore { .. } | Work::Diagnose { .. } => None,
         }
     }
 
@@ -144,7 +149,36 @@ impl Session {
     pub(super) fn restore_disk(&self, disk: u16) -> Option<&RestoreDisk> {
         match &self.order.work {
             Work::Restore { disks } => disks.get(usize::from(disk)),
-            Work::Backup { .. } => None,
+            Work::Backup { .. } | Work::Diagnose { .. } => None,
+        }
+    }
+
+    /// Whether the order is a diagnosis, and still waits for it.
+    pub(super) fn lacks_diagnosis(&self) -> bool {
+        self.is_diagnosis() && !lock(&self.state).diagnosed
+    }
+
+    pub(super) fn is_diagnosis(&self) -> bool {
+        matches!(self.order.work, Work::Diagnose { .. })
+    }
+
+    /// Makes room for bytes that will be thrown away. Gives how many that are in all; none where it is no part of the
+    /// order to send them.
+    pub(super) fn sink(&self, count: u64) -> Option<u64> {
+        let Work::Diagnose { send, .. } = &self.order.work else { return None };
+        let mut state = lock(&self.state);
+        let sum = state.sunk.checked_add(count)?;
+        // Twice, because a call whose connection broke is repeated.
+        if sum > send.get().saturating_mul(2) {
+            return None;
+        }
+        state.sunk = sum;
+        Some(sum)
+    }
+
+    pub(super) fn diagnosed(&self, diagnosis: wire::Diagnosis) {
+        if !std::mem::replace(&mut lock(&self.state).diagnosed, true) {
+            self.events.push(JobEvent::Diagnosed(diagnosis));
         }
     }
 

@@ -42,6 +42,7 @@ impl Orchestrator {
         let bitmaps = match &work {
             Work::Backup { disks, .. } => vec![None; disks.len()],
             Work::Restore { disks } => vec![None; disks.len()],
+            Work::Diagnose { .. } => Vec::new(),
         };
         let order = Order { job: JOB.to_owned(), id_key, watchdog_s: 30, progress_ms: 50, work };
         let job = {

@@ -125,6 +125,7 @@ fn work(config: &BootConfig, identity: &Identity, outside: Surroundings) -> Resu
         addresses: cable::lay(&targets, outside.link.clone(), outside.machine.network_rate)
             .map_err(start_error("cable"))?,
         orchestrator_key: config.orchestrator_key,
+        watchdog: config.watchdog.unwrap_or(worker::DEFAULT_WATCHDOG),
     };
     Ok(perform(&assignment, identity, Arc::new(outside))?)
 }
@@ -296,6 +297,18 @@ impl Outside for Surroundings {
             return Err(devices::Error::ReadOnly { userdevice: disk.userdevice, name: disk.name });
         }
         Ok(disk)
+    }
+
+    fn own_disk(&self) -> Result<Disk, devices::Error> {
+        let own =
+            self.machine.disks.iter().find(|disk| u32::from(disk.userdevice) == devices::OWN_USERDEVICE);
+        let Some(own) = own else {
+            return Err(devices::Error::NoOwn { seen: "none".to_owned() });
+        };
+        let size = std::fs::metadata(&own.path)
+            .map_err(|source| devices::Error::Sysfs { path: own.path.clone(), source })?
+            .len();
+        self.disk(own.userdevice, ByteCount::new(size)).map(|(_, disk)| disk)
     }
 
     fn seam(&self, userdevice: u16) -> Option<Box<dyn diskio::Seam>> {
