@@ -1,13 +1,15 @@
 //! Things that die in the middle: the job says what happened, the store stays whole, the pool is cleaned, the
 //! next run succeeds.
 
-use e2e::{Lab, Vm, noise};
+use e2e::{Api, Lab, Vm, noise};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 /// Short, so that tests are; a real one is 90.
 const WATCHDOG: &str = "20";
+/// An appliance writes its last words and powers off; a loaded machine that emulates it takes a few seconds for that.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 
 /// A VM whose backup takes a delegate several seconds.
 fn slow_vm(lab: &Lab) -> Vm {
@@ -39,6 +41,32 @@ fn a_delegate_that_is_killed_in_the_middle() {
         "{text}"
     );
     assert_recovers(&lab, &vm, &before);
+}
+
+#[test]
+fn a_delegate_that_is_asked_to_shut_down_ends_at_once_and_its_job_says_why() {
+    let Some(lab) = Lab::start() else { return };
+    let vm = lab.vm("victim", &[8 * MIB]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 8 * MIB as usize));
+    let before = lab.inventory();
+    let mut run = lab.spawn(&["backup", "victim", "--rate-limit", "1MiB/s"]);
+    run.until_working();
+    let api = Api::new(&lab);
+    let delegate = api.find("VM", &lab.delegate());
+    let asked = Instant::now();
+    // Comes back when the guest has cleared `control/shutdown` and is gone.
+    api.call("VM.clean_shutdown", json!([delegate]));
+    let took = asked.elapsed();
+    assert!(took < SHUTDOWN_LIMIT, "{took:?}");
+    let output = run.finish();
+    let text = output.fails_with(1);
+    assert!(text.contains("the appliance was asked to shut down before the job was done"), "{text}");
+    assert!(text.contains("somebody shut the delegate's VM down"), "{text}");
+    assert_eq!(output.all("job-failed")[0]["code"], "shutdown");
+    println!("measured: clean shutdown in {} ms", took.as_millis());
+    drop(api);
+    lab.assert_clean(&before);
+    lab.assert_store_whole();
 }
 
 #[test]
