@@ -190,6 +190,9 @@ impl CardStatus {
 }
 
 #[cfg(test)]
+mod cable_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -219,10 +219,31 @@ pub(super) fn acknowledgement(bytes: &[u8], sequence: u32) -> Option<i32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::net) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// linux/if_link.h and linux/veth.h.
+    const IFLA_INFO_KIND: u16 = 1;
+    const IFLA_INFO_DATA: u16 = 2;
+    const VETH_INFO_PEER: u16 = 1;
+
+    impl Netlink {
+        /// Makes two cards with a cable between them.
+        pub(in crate::net) fn add_cable(&mut self, ends: [(u32, &str, [u8; 6]); 2]) -> io::Result<()> {
+            let [near, far] = ends.map(|(index, name, mac)| {
+                link(index, 0, 0)
+                    .attribute(libc::IFLA_IFNAME, format!("{name}\0").as_bytes())
+                    .attribute(libc::IFLA_ADDRESS, &mac)
+            });
+            let blank = || Message { kind: 0, flags: 0, body: Vec::new() };
+            let peer = blank().attribute(VETH_INFO_PEER, &far.body).body;
+            let kind = blank().attribute(IFLA_INFO_KIND, b"veth").attribute(IFLA_INFO_DATA, &peer).body;
+            let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+            self.request(&Message { flags, ..near.attribute(libc::IFLA_LINKINFO, &kind) })
+        }
+    }
 
     fn cidr(text: &str) -> Cidr {
         let (address, prefix) = text.split_once('/').unwrap();

@@ -17,6 +17,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 pub(super) use client::{Action, Client, Lease, Trouble, Unbound};
 pub(super) use message::LeasedRoute;
+#[cfg(test)]
+pub(super) use message::tests::answer as answer_for_tests;
 
 use super::arp;
 use super::card::Card;
