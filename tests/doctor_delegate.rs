@@ -202,5 +202,12 @@ fn a_guest_with_eight_processors_measures_its_own_boot() {
         .collect();
     assert!(reached.iter().any(|name| name.starts_with("MTU 9000 on eth0")), "{reached:?}");
     assert!(reached.iter().any(|name| name.starts_with("DHCP lease 10.0.2.15/24 on eth0")), "{reached:?}");
+    // The last lines on its console, for who looks there.
+    let guests = fs::read_dir(lab.path("pool").join("guests")).expect("a directory").flatten();
+    let consoles: String =
+        guests.filter_map(|guest| fs::read_to_string(guest.path().join("console.log")).ok()).collect();
+    for words in ["KiB in all", "processors: 8, worker's time", "powering off: the job has ended"] {
+        assert!(consoles.contains(words), "{words}: {consoles}");
+    }
     assert_no_trace(&lab, &before);
 }
