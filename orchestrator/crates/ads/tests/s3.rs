@@ -79,6 +79,30 @@ fn wrong_keys_and_buckets_are_told(bench: &Bench) {
     assert!(chain(&error).contains("no-such-bucket"), "{}", chain(&error));
 }
 
+/// The server's certificate is known from a file, and where it is not, nothing is sent.
+#[test]
+fn a_certificate_of_ones_own_is_trusted_where_it_is_named() {
+    let dir = TempDir::new().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (certificate, key) =
+        (file("cert.pem", made.cert.pem()), file("key.pem", made.signing_key.serialize_pem()));
+    let Some(server) = Server::start_with(Kind::Rclone, &["--cert", &certificate, "--key", &key]) else {
+        return;
+    };
+    let keys = format!("[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n");
+    let keys = file("credentials", keys);
+    let address = format!("{}&credentials={keys}", server.store("tls").replace("http://", "https://"));
+    let error = Store::open_at(&address.parse().unwrap()).map(drop).unwrap_err();
+    assert!(chain(&error).contains("ertificate"), "{}", chain(&error));
+    let store = Store::init_at(&format!("{address}&ca={certificate}").parse().unwrap()).unwrap();
+    backup(&store, "vm", &disk(1, 65536)).unwrap();
+}
+
 /// Every third request fails in one of the four ways; nobody who uses the store notices.
 #[test]
 fn what_fails_in_passing_is_tried_again_and_nothing_is_lost() {

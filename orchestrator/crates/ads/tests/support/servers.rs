@@ -41,6 +41,11 @@ pub struct Server {
 impl Server {
     /// Starts one, or says why it cannot run here.
     pub fn start(kind: Kind) -> Option<Self> {
+        Self::start_with(kind, &[])
+    }
+
+    /// [`start`](Self::start) with more arguments.
+    pub fn start_with(kind: Kind, more: &[&str]) -> Option<Self> {
         let Some(dir) = std::env::var_os("ABD_FOREIGN_DIR") else {
             println!("skipped: ABD_FOREIGN_DIR is not set");
             return None;
@@ -62,7 +67,7 @@ impl Server {
                 Kind::Seaweed => seaweed(&program, &dir, &ports),
             };
             let log = File::create(dir.path().join("log")).expect("a log");
-            command.stdout(log.try_clone().expect("a log")).stderr(log).stdin(Stdio::null());
+            command.args(more).stdout(log.try_clone().expect("a log")).stderr(log).stdin(Stdio::null());
             let process = command.spawn().expect("the server starts");
             let address = SocketAddr::from(([127, 0, 0, 1], ports[0]));
             let mut server = Self { process, address, dir };

@@ -42,7 +42,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// No new try after this time, however long each took.
 const RETRY_TIME: Duration = Duration::from_secs(180);
-/// Whole readings of an object whose body is cut again and again, where the request itself has been retried.
+/// Whole readings of an object or a list whose body is cut again and again, where the request itself has been retried.
 const READS: usize = 3;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -194,18 +194,17 @@ impl Client {
         let (store, below) = (self.store(), self.key(prefix)?);
         let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         self.wait(async move {
-            let mut found = Vec::new();
-            let mut pages = store.list(Some(&below));
-            while let Some(about) = next(&mut pages).await {
-                let about = about.map_err(said)?;
-                let key = about.location.as_ref().get(cut..).unwrap_or_default();
-                found.push(Listed { key: key.to_owned(), size: about.size });
-                if found.len() >= limit {
-                    break;
+            let mut tried = 0;
+            loop {
+                tried += 1;
+                match list(&store, &below, cut, limit).await {
+                    // A list whose body is cut is not read again by `object_store`, unlike an object.
+                    Err(error) if error.kind() == io::ErrorKind::Other && tried < READS => {
+                        tracing::info!(prefix = %below, %error, "the list was cut; listing again");
+                    }
+                    outcome => return outcome,
                 }
             }
-            found.sort();
-            Ok(found)
         })
     }
 
@@ -280,6 +279,21 @@ fn joined(part: Option<Result<object_store::Result<()>, tokio::task::JoinError>>
         Some(Err(error)) => Err(io::Error::other(error)),
         None => Ok(()),
     }
+}
+
+async fn list(store: &AmazonS3, below: &Key, cut: usize, limit: usize) -> io::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    let mut pages = store.list(Some(below));
+    while let Some(about) = next(&mut pages).await {
+        let about = about.map_err(said)?;
+        let key = about.location.as_ref().get(cut..).unwrap_or_default();
+        found.push(Listed { key: key.to_owned(), size: about.size });
+        if found.len() >= limit {
+            break;
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Reads an object or a part of it, again where its body is cut.
