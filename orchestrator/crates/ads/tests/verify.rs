@@ -4,12 +4,14 @@
 
 mod support;
 
-use ads::{Affected, Damage, Depth, Scope, Store, VerifyProgress, VerifyReport};
+use ads::{Affected, Damage, Depth, PointId, Scope, Store, VerifyProgress, VerifyReport};
+use seal::{PackIndex, PackKind, Tree};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use support::{backup, disk, files, pack_disk, point, store_disk};
+use std::sync::{Arc, Mutex};
+use support::memory::Memory;
+use support::{Packed, backup, disk, pack_disk, point, store_disk};
 use tempfile::TempDir;
 
 const WHEN: &str = "2026-11-03T10:20:30Z";
@@ -24,56 +26,117 @@ fn verify(store: &Store, depth: Depth) -> VerifyReport {
     store.verify(&Scope::All, depth, &|_| ()).unwrap()
 }
 
-/// A disk of a few hundred sealed bytes, so that every byte of the store can be tried.
-fn tiny_disk() -> Vec<u8> {
-    let mut bytes = vec![0; 2 * 65536 + 512];
-    bytes[5] = 1;
-    bytes[2 * 65536 + 100] = 2;
-    bytes
+/// A point of two disks of a few hundred sealed bytes, so that every byte of the store can be tried: a block that both
+/// have, at different places, a hole, and a short end. Gives the disks' trees.
+fn tiny_store(store: &Store) -> (PointId, Vec<Tree>) {
+    let mut block = vec![0; 65536];
+    block[5] = 1;
+    let first: Vec<u8> = [block.clone(), vec![0; 65536], vec![2; 512]].concat();
+    let second: Vec<u8> = [vec![0; 65536], block].concat();
+    let trees = vec![store_disk(store, &first).unwrap(), store_disk(store, &second).unwrap()];
+    (store.commit_point(&point(store, "vm", WHEN, &trees)).unwrap(), trees)
+}
+
+/// Where the disks of [`tiny_store`] suffer when the bytes `at` of a pack are wrong: disk, offset, size.
+fn suffers(pack: &[u8], at: usize, trees: &[Tree]) -> Vec<(u16, u64, u64)> {
+    let index = PackIndex::from_pack(pack).unwrap();
+    let hit: Vec<_> = index
+        .entries
+        .iter()
+        .filter(|entry| (entry.offset as usize..(entry.offset + entry.sealed_size) as usize).contains(&at))
+        .collect();
+    // Outside of every object the pack as a whole is lost.
+    let hit = if hit.is_empty() { index.entries.iter().collect() } else { hit };
+    let mut found: Vec<_> = match index.kind {
+        PackKind::Tree => hit
+            .iter()
+            .filter_map(|entry| trees.iter().position(|tree| tree.root.unwrap().as_bytes() == &entry.id))
+            .map(|disk| (disk as u16, 0, trees[disk].size.get()))
+            .collect(),
+        PackKind::Data => hit
+            .iter()
+            .flat_map(|entry| match entry.plain_size {
+                512 => vec![(0, 131_072, 512)],
+                _ => vec![(0, 0, 65536), (1, 65536, 65536)],
+            })
+            .collect(),
+    };
+    found.sort_unstable();
+    found
 }
 
 #[test]
-fn every_flipped_byte_is_found_and_its_file_is_named() {
-    let (_dir, store) = store();
-    let path = store.dir().to_owned();
-    let id = backup(&store, "vm", &tiny_disk()).unwrap();
+fn every_flipped_byte_is_found_and_named_with_the_points_disks_and_offsets_that_suffer() {
+    let original = Arc::new(Memory::default());
+    let store = Store::init_on(original.clone()).unwrap();
+    let (id, trees) = tiny_store(&store);
     drop(store);
-    let mut tried = 0;
-    for file in files(&path) {
-        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
-        let good = fs::read(&file).unwrap();
-        for at in 0..good.len() {
-            for flip in [0x01, 0x20, 0x80, 0xff] {
-                let mut bad = good.clone();
-                bad[at] ^= flip;
-                fs::write(&file, &bad).unwrap();
-                tried += 1;
-                let store = match Store::open(&path) {
-                    Ok(store) => store,
-                    Err(error) => {
-                        assert!(error.to_string().contains(&name), "{name} byte {at}: {error}");
-                        continue;
-                    }
-                };
-                let report = verify(&store, Depth::EveryByte);
-                let named = report.findings.iter().find(|finding| finding.to_string().contains(&name));
-                assert!(named.is_some(), "{name} byte {at} ^ {flip:#x}: {:?}", report.findings);
-                if file.starts_with(path.join("packs")) {
-                    let suffers = report.findings.iter().flat_map(|finding| &finding.affects);
-                    let harmless =
-                        named.is_some_and(|finding| finding.reason.contains("every object in it opens"));
-                    assert!(harmless || suffers.count() > 0, "{name} byte {at}: {:?}", report.findings);
+    let objects = original.objects();
+    assert_eq!(objects.len(), 5, "a config, a pack of blocks, two of nodes, a point");
+    let (mut tried, mut harmless, mut placed) = (0, 0, 0);
+    for (victim, good) in &objects {
+        let name = victim.rsplit('/').next().unwrap().trim_end_matches(".json");
+        // What is no pack is proven as a whole, so that one bit of each byte will do.
+        let flips: &[u8] = if victim.starts_with("packs/") { &[0x01, 0x80] } else { &[0x20] };
+        for (at, flip) in (0..good.len()).flat_map(|at| flips.iter().map(move |flip| (at, *flip))) {
+            let mut bad = good.clone();
+            bad[at] ^= flip;
+            let changed = objects
+                .iter()
+                .map(|(key, bytes)| (key.clone(), if key == victim { bad.clone() } else { bytes.clone() }));
+            tried += 1;
+            let store = match Store::open_on(Arc::new(Memory::of(changed))) {
+                Ok(store) => store,
+                Err(error) => {
+                    assert!(error.to_string().contains(name), "{name} byte {at}: {error}");
+                    continue;
                 }
+            };
+            let findings = verify(&store, Depth::EveryByte).findings;
+            let named = findings.iter().find(|finding| finding.to_string().contains(name));
+            let named = named.unwrap_or_else(|| panic!("{name} byte {at} ^ {flip:#x}: {findings:?}"));
+            if !victim.starts_with("packs/") {
+                continue;
             }
+            let affects = findings.iter().flat_map(|finding| &finding.affects);
+            let mut hit: Vec<_> = affects
+                .map(|hit| {
+                    assert_eq!((hit.point, hit.vm.as_str()), (id, "name of vm"));
+                    (hit.userdevice, hit.offset.get(), hit.size.get())
+                })
+                .collect();
+            hit.sort_unstable();
+            // The salt of a pack says nothing: the pack is not what it was, and all disks are.
+            if hit.is_empty() && named.reason.contains("every object in it opens") {
+                assert!((11..16).contains(&at), "{name} byte {at} ^ {flip:#x}: {findings:?}");
+                harmless += 1;
+                continue;
+            }
+            placed += 1;
+            assert_eq!(hit, suffers(good, at, &trees), "{name} byte {at} ^ {flip:#x}: {findings:?}");
         }
-        fs::write(&file, &good).unwrap();
     }
-    assert!(tried > 4000, "only {tried} flips");
-    let store = Store::open(&path).unwrap();
+    println!("{tried} flips, {placed} of them placed on disks, {harmless} harmless to every disk");
+    assert!(tried > 2500 && placed > 20 * harmless, "{tried} flips, {placed} placed, {harmless} harmless");
+    let store = Store::open_on(original).unwrap();
     let report = verify(&store, Depth::EveryByte);
     assert!(report.is_clean());
-    assert_eq!((report.points, report.disks, report.packs, report.blocks, report.nodes), (1, 1, 2, 2, 1));
-    assert!(store.point(id).is_ok());
+    assert_eq!((report.points, report.disks, report.packs, report.blocks, report.nodes), (1, 2, 3, 2, 2));
+}
+
+#[test]
+fn a_pin_that_cannot_be_read_is_a_finding_and_holds() {
+    let (_dir, store) = store();
+    let id = backup(&store, "vm", &disk(1, 65536)).unwrap();
+    store.pin(id, "for the audit").unwrap();
+    assert!(verify(&store, Depth::Structure).is_clean());
+    let (pin, stray) = (store.dir().join(format!("pins/{id}.json")), store.dir().join("pins/notes"));
+    fs::write(&pin, "{").unwrap();
+    fs::write(&stray, "").unwrap();
+    let found: Vec<_> =
+        verify(&store, Depth::Structure).findings.into_iter().map(|found| found.damage).collect();
+    assert_eq!(found, [Damage::Pin { path: pin }, Damage::StrayFile { path: stray }]);
+    assert!(matches!(store.remove_point(id), Err(ads::Error::PointPinned { .. })));
 }
 
 /// A store with two points of a disk that differ in one block, and a third of another disk.
@@ -82,6 +145,8 @@ struct Zoo {
     store: Store,
     path: PathBuf,
     first: Vec<u8>,
+    /// The packs of the first disk; packing it again would give others.
+    packed: Packed,
 }
 
 fn zoo() -> Zoo {
@@ -89,14 +154,18 @@ fn zoo() -> Zoo {
     let first = disk(1, 300 * 65536 + 512);
     let mut second = first.clone();
     second[299 * 65536] ^= 1;
-    for (vm, when, bytes) in
-        [("a", WHEN, &first), ("a", "2026-11-04T00:00:00Z", &second), ("b", WHEN, &disk(7, 4 * 65536))]
-    {
+    let packed = pack_disk(store.id_key(), &first, None, &mut |_| false);
+    for pack in packed.data.iter().chain(&packed.nodes) {
+        store.add_pack(pack.id, &pack.bytes).unwrap();
+    }
+    store.finish_tree(packed.tree, None).unwrap();
+    store.commit_point(&point(&store, "a", WHEN, &[packed.tree])).unwrap();
+    for (vm, when, bytes) in [("a", "2026-11-04T00:00:00Z", &second), ("b", WHEN, &disk(7, 4 * 65536))] {
         let tree = store_disk(&store, bytes).unwrap();
         store.commit_point(&point(&store, vm, when, &[tree])).unwrap();
     }
     let path = store.dir().to_owned();
-    Zoo { _dir: dir, store, path, first }
+    Zoo { _dir: dir, store, path, first, packed }
 }
 
 fn pack_path(store: &Path, id: seal::PackId) -> PathBuf {
@@ -114,7 +183,7 @@ fn ranges(affects: &[Affected]) -> Vec<(String, u64, u64)> {
 #[test]
 fn a_damaged_block_names_the_points_disks_and_offsets_that_suffer() {
     let zoo = zoo();
-    let packed = pack_disk(zoo.store.id_key(), &zoo.first, None, &mut |_| false);
+    let packed = &zoo.packed;
     let index = seal::PackIndex::from_pack(&packed.data[0].bytes).unwrap();
     let victim = seal::BlockId::from_bytes(index.entries[1].id);
     let mut bad = packed.data[0].bytes.clone();
@@ -149,7 +218,7 @@ fn a_damaged_block_names_the_points_disks_and_offsets_that_suffer() {
 fn lost_packs_are_found_at_both_depths() {
     for depth in [Depth::Structure, Depth::EveryByte] {
         let zoo = zoo();
-        let packed = pack_disk(zoo.store.id_key(), &zoo.first, None, &mut |_| false);
+        let packed = &zoo.packed;
         let finding_of = |id| {
             let damage = Damage::Pack { id, path: pack_path(&zoo.path, id) };
             let findings = verify(&zoo.store, depth).findings;

@@ -6,8 +6,10 @@ use super::points::{PointId, named_by};
 use super::{Store, timestamp};
 use crate::Error;
 use crate::backend::PINS;
+use crate::error::sentence;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 /// Longest note in bytes.
@@ -65,6 +67,24 @@ impl Store {
             .iter()
             .filter_map(|object| Some((named_by(&object.key)?, self.read_pin(&object.key))))
             .collect())
+    }
+
+    /// Pins that cannot be read, and what is no pin: where it stands, and why; `true` where a point is named.
+    pub(super) fn odd_pins(&self) -> Result<Vec<(PathBuf, String, bool)>, Error> {
+        let mut odd = Vec::new();
+        for object in self.backend.list(PINS)? {
+            let named = named_by(&object.key).is_some();
+            let reason = match self.backend.get(&object.key, MAX_PIN_SIZE) {
+                _ if !named => "it has not the name of a pin".into(),
+                Ok(bytes) => match serde_json::from_slice::<Pin>(&bytes) {
+                    Ok(_) => continue,
+                    Err(error) => format!("{error}; the point stays pinned"),
+                },
+                Err(error) => sentence(&error),
+            };
+            odd.push((self.backend.place(&object.key), reason, named));
+        }
+        Ok(odd)
     }
 
     /// An error is no permission to remove the point.

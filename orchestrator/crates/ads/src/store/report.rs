@@ -83,6 +83,11 @@ pub enum Damage {
         /// The file.
         path: PathBuf,
     },
+    /// A pin's file; the point stays all the same.
+    Pin {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file that does not belong there; nothing is lost.
     StrayFile {
         /// The file.
@@ -188,7 +193,9 @@ impl Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Config { path } | Self::Point { path } => write!(f, "{} is damaged", path.display()),
+            Self::Config { path } | Self::Point { path } | Self::Pin { path } => {
+                write!(f, "{} is damaged", path.display())
+            }
             Self::Pack { id, .. } => write!(f, "pack {id} is damaged"),
             Self::Objects { pack, blocks, nodes, more } => {
                 write!(

@@ -84,6 +84,12 @@ impl Check<'_> {
         let points = self.points(scope)?;
         let disks: Vec<(&StoredPoint, &PointDisk)> =
             points.iter().flat_map(|point| point.point.disks.iter().map(move |disk| (point, disk))).collect();
+        if matches!(scope, Scope::All) {
+            for (path, reason, named) in self.store.odd_pins()? {
+                let damage = if named { Damage::Pin { path } } else { Damage::StrayFile { path } };
+                self.find(damage, reason);
+            }
+        }
         let unreadable = self.load_packs(scope)?;
         let packs = match scope {
             Scope::All => self.all_packs(),
