@@ -1,8 +1,6 @@
 //! The commands: each by the module that does it.
 
-use super::{
-    Command, Session, doctor, jobs, plan, pools, release, retention, run, stats, store, templates,
-};
+use super::{Command, Session, doctor, jobs, plan, pools, release, retention, run, stats, store, templates};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
