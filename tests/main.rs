@@ -30,3 +30,4 @@ mod soak;
 mod template;
 mod uefi;
 mod xva_foreign;
+mod xen;

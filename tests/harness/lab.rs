@@ -1,6 +1,7 @@
 //! A simulated pool of a test's own.
 
 use crate::run::{Output, Running};
+use crate::xen::XenMachine;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,6 +27,19 @@ pub enum Delegates {
     Guests,
     /// The appliance's worker as a process of the simulator: a job takes milliseconds, and no image is needed.
     Processes,
+    /// Domains on a real Xen, by the word that `xapi-sim` has for their kind: `xen-pv`, `xen-pvh`, `xen-hvm`.
+    Xen(&'static str),
+}
+
+impl Delegates {
+    /// The simulator's word.
+    fn word(self) -> &'static str {
+        match self {
+            Delegates::Guests => "qemu",
+            Delegates::Processes => "process",
+            Delegates::Xen(kind) => kind,
+        }
+    }
 }
 
 /// How a lab is started.
@@ -51,6 +65,8 @@ pub struct Lab {
     /// Where the pool listens.
     pub ports: Ports,
     control: LabClient,
+    /// Let go of after the simulator has ended.
+    xen: Option<XenMachine>,
 }
 
 /// A sample VM.
@@ -82,6 +98,10 @@ impl Lab {
             println!("skipped: ABD_BIN and ABD_SIM_BIN are not set; run scripts/test");
             return None;
         };
+        let xen = match options.delegates {
+            Delegates::Xen(_) => Some(XenMachine::take()?),
+            Delegates::Guests | Delegates::Processes => None,
+        };
         let dir = tempfile::tempdir().expect("a directory");
         let port_file = dir.path().join("ports.json");
         let log = fs::File::create(dir.path().join("sim.log")).expect("a log");
@@ -90,10 +110,8 @@ impl Lab {
             .arg(dir.path().join("pool"))
             .arg("--port-file")
             .arg(&port_file)
-            .args(match options.delegates {
-                Delegates::Guests => [].as_slice(),
-                Delegates::Processes => &["--delegates", "process"],
-            })
+            .args(["--delegates", options.delegates.word()])
+            .args(xen.iter().flat_map(|xen| [Path::new("--xen"), &xen.directory]))
             .args(&options.sim)
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -114,7 +132,7 @@ impl Lab {
             std::thread::sleep(Duration::from_millis(20));
         };
         let control = LabClient::new(ports.lab);
-        let lab = Self { dir, sim, abd, delegates: options.delegates, ports, control };
+        let lab = Self { dir, sim, abd, delegates: options.delegates, ports, control, xen };
         if options.delegates == Delegates::Processes {
             lab.pack_blank_template();
         }
@@ -394,6 +412,9 @@ impl Drop for Lab {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.path("sim.log")).unwrap_or_default();
             println!("--- simulator\n{log}");
+            if let Some(xen) = &self.xen {
+                println!("--- Xen\n{}", xen.console());
+            }
             for console in consoles(&self.path("pool")) {
                 println!("--- {}\n{}", console.display(), fs::read_to_string(&console).unwrap_or_default());
             }
@@ -426,7 +447,7 @@ fn consoles(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn variable(name: &str) -> Option<PathBuf> {
+pub(crate) fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 

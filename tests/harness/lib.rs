@@ -17,6 +17,7 @@ mod model;
 mod relay;
 mod run;
 mod stored;
+mod xen;
 
 pub use admin::Admin;
 pub use api::Api;

@@ -3,7 +3,7 @@
 //! Owns the process and everything it needs in the work directory. With the engine [`Engine::Qemu`] the guest boots by
 //! firmware from its own disk, finds a disk by the virtio serial `vbd-<userdevice>`, and speaks XenStore's wire
 //! protocol on the virtio-serial port `abd.xenstore`. With [`Engine::Process`] it is the appliance's worker without a
-//! machine around it.
+//! machine around it. With [`Engine::Xen`] it is a domain on a real Xen; see `xen`.
 //!
 //! Promises: no guest process outlives the simulator or the [`Guest`] that stands for it; a [`Guest`] that was
 //! started sends [`GuestEvent::Exited`] exactly once, after the last change the guest made; a start that
@@ -20,6 +20,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod supervisor;
+mod xen;
 mod xenstore;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,7 @@ use qmp::Qmp;
 use xenstore::Shared;
 
 pub use delegate::{SUBCOMMAND as DELEGATE_SUBCOMMAND, run as run_delegate};
+pub use xen::{XenKind, XenLab};
 pub use xenstore::device_number;
 #[doc(hidden)]
 pub use xenstore::fuzzing;
@@ -58,6 +60,13 @@ pub enum Engine {
         program: PathBuf,
         /// Bytes per second that its network lets through, in both directions together; no limit where absent.
         network_rate: Option<NonZeroU64>,
+    },
+    /// A domain on a real Xen.
+    Xen {
+        /// How it runs there.
+        kind: XenKind,
+        /// The machine.
+        lab: XenLab,
     },
 }
 
@@ -122,7 +131,7 @@ pub struct GuestNic {
 /// Something that happened in a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestEvent {
-    /// The guest changed its store. Changes made from outside are not told.
+    /// The guest changed its store. Changes made from outside are told by xenstored only, which does not know who wrote.
     XenStoreChanged {
         /// Relative to the domain's home.
         path: String,
@@ -190,6 +199,14 @@ pub enum GuestError {
         /// For how long.
         seconds: u64,
     },
+    /// The Xen machine does not do what it should.
+    #[error("the Xen lab: {what}\nits console ends with:\n{console}")]
+    Xen {
+        /// What went wrong.
+        what: String,
+        /// The last lines of its console.
+        console: String,
+    },
     /// The guest has ended.
     #[error("the guest has ended")]
     Ended,
@@ -211,7 +228,6 @@ pub struct Guest {
     domain_id: u32,
     console_log: PathBuf,
     reins: Reins,
-    store: Arc<Shared>,
     kill: mpsc::Sender<()>,
     has_ended: watch::Receiver<bool>,
 }
@@ -219,47 +235,54 @@ pub struct Guest {
 /// How a running guest is held.
 #[derive(Debug)]
 enum Reins {
-    Qemu { qmp: Qmp, nics: Vec<String> },
-    Process { signals: mpsc::Sender<delegate::SignalRequest> },
+    Qemu { qmp: Qmp, nics: Vec<String>, store: Arc<Shared> },
+    Process { signals: mpsc::Sender<delegate::SignalRequest>, store: Arc<Shared> },
+    Xen { domain: xen::Reins, mirror: Arc<xen::Mirror> },
 }
 
 /// Starts a guest. Returns once its processors run; what happens then comes through `events`, which
 /// has to be read: a full channel stops the guest's XenStore.
 pub async fn start(config: GuestConfig, events: mpsc::Sender<GuestEvent>) -> Result<Guest, GuestError> {
+    check(&config)?;
+    let started = match &config.engine {
+        Engine::Qemu => {
+            let programs = qemu::Programs::find(config.firmware)?;
+            let (domain_id, store) = own_store(&config)?;
+            let started = supervisor::start(&config, &programs, Arc::clone(&store), events).await?;
+            let nics = config.nics.iter().map(qemu::nic_name).collect();
+            let reins = Reins::Qemu { qmp: started.qmp, nics, store };
+            (started.pid, domain_id, started.kill, started.has_ended, reins)
+        }
+        Engine::Process { program, network_rate } => {
+            let (domain_id, store) = own_store(&config)?;
+            let started =
+                delegate::start(&config, program, *network_rate, Arc::clone(&store), events).await?;
+            let reins = Reins::Process { signals: started.signals, store };
+            (started.pid, domain_id, started.kill, started.has_ended, reins)
+        }
+        Engine::Xen { kind, lab } => {
+            let started = xen::start(&config, *kind, lab, events).await?;
+            let reins = Reins::Xen { domain: started.reins, mirror: started.mirror };
+            (started.pid, started.domain_id, started.kill, started.has_ended, reins)
+        }
+    };
+    let (pid, domain_id, kill, has_ended, reins) = started;
+    let console_log = config.work_dir.join(qemu::CONSOLE_LOG);
+    let guest = Guest { name: config.name, pid, domain_id, console_log, reins, kill, has_ended };
+    tracing::info!(guest = guest.name, domain = domain_id, pid = guest.pid, "guest started");
+    Ok(guest)
+}
+
+/// The store of a guest that has none of its own, and the domain number in it.
+fn own_store(config: &GuestConfig) -> Result<(u32, Arc<Shared>), GuestError> {
     /// Domain numbers are never used twice, as on a host. The control domain has 0.
     static NEXT_DOMAIN: AtomicU32 = AtomicU32::new(1);
-    check(&config)?;
     let domain_id = NEXT_DOMAIN.fetch_add(1, Ordering::Relaxed);
-    let domain = xenstore::Domain::build(domain_id, &config).map_err(|refusal| GuestError::Config {
+    let domain = xenstore::Domain::build(domain_id, config).map_err(|refusal| GuestError::Config {
         guest: config.name.clone(),
         what: format!("its XenStore cannot be filled: {}", refusal.name()),
     })?;
-    let store = Arc::new(Shared::new(domain));
-    let (pid, kill, has_ended, reins) = match &config.engine {
-        Engine::Qemu => {
-            let programs = qemu::Programs::find(config.firmware)?;
-            let started = supervisor::start(&config, &programs, Arc::clone(&store), events).await?;
-            let nics = config.nics.iter().map(qemu::nic_name).collect();
-            (started.pid, started.kill, started.has_ended, Reins::Qemu { qmp: started.qmp, nics })
-        }
-        Engine::Process { program, network_rate } => {
-            let started =
-                delegate::start(&config, program, *network_rate, Arc::clone(&store), events).await?;
-            (started.pid, started.kill, started.has_ended, Reins::Process { signals: started.signals })
-        }
-    };
-    let guest = Guest {
-        name: config.name,
-        pid,
-        domain_id,
-        console_log: config.work_dir.join(qemu::CONSOLE_LOG),
-        reins,
-        store,
-        kill,
-        has_ended,
-    };
-    tracing::info!(guest = guest.name, domain = domain_id, pid = guest.pid, "guest started");
-    Ok(guest)
+    Ok((domain_id, Arc::new(Shared::new(domain))))
 }
 
 impl Guest {
@@ -281,19 +304,20 @@ impl Guest {
     /// Plugs or unplugs the network cables of all cards.
     pub async fn set_link(&self, up: bool) -> Result<(), GuestError> {
         match &self.reins {
-            Reins::Qemu { qmp, nics } => {
+            Reins::Qemu { qmp, nics, .. } => {
                 for nic in nics {
                     qmp.execute("set_link", json!({ "name": nic, "up": up })).await?;
                 }
                 Ok(())
             }
-            Reins::Process { .. } => {
+            Reins::Xen { domain, .. } => domain.set_link(up).await,
+            Reins::Process { store: own, .. } => {
                 let path = delegate::LINK_KEY;
                 let store = |refusal: xenstore::Refusal| GuestError::Store {
                     path: path.to_owned(),
                     errno: refusal.name(),
                 };
-                self.store.write(path, delegate::link_value(up)).map_err(store)
+                own.write(path, delegate::link_value(up)).map_err(store)
             }
         }
     }
@@ -301,8 +325,19 @@ impl Guest {
     /// Asks the guest to power itself off, by `control/shutdown` in its store. Whether and when it does
     /// is up to the guest.
     pub async fn request_shutdown(&self) {
-        if let Err(refusal) = self.store.write("control/shutdown", "poweroff") {
-            tracing::error!(guest = self.name, errno = refusal.name(), "control/shutdown was not written");
+        match &self.reins {
+            Reins::Qemu { store, .. } | Reins::Process { store, .. } => {
+                if let Err(refusal) = store.write("control/shutdown", "poweroff") {
+                    let errno = refusal.name();
+                    tracing::error!(guest = self.name, errno, "control/shutdown was not written");
+                }
+            }
+            Reins::Xen { domain, .. } => {
+                // It may have ended by itself.
+                if let Err(error) = domain.request_shutdown().await {
+                    tracing::warn!(guest = self.name, %error, "the domain was not asked to shut down");
+                }
+            }
         }
     }
 
@@ -318,7 +353,8 @@ impl Guest {
     pub async fn pause(&self) -> Result<(), GuestError> {
         match &self.reins {
             Reins::Qemu { qmp, .. } => qmp.execute("stop", json!({})).await.map(|_| ()),
-            Reins::Process { signals } => delegate::signal(signals, Signal::STOP).await,
+            Reins::Process { signals, .. } => delegate::signal(signals, Signal::STOP).await,
+            Reins::Xen { domain, .. } => domain.pause().await,
         }
     }
 
@@ -326,7 +362,8 @@ impl Guest {
     pub async fn resume(&self) -> Result<(), GuestError> {
         match &self.reins {
             Reins::Qemu { qmp, .. } => qmp.execute("cont", json!({})).await.map(|_| ()),
-            Reins::Process { signals } => delegate::signal(signals, Signal::CONT).await,
+            Reins::Process { signals, .. } => delegate::signal(signals, Signal::CONT).await,
+            Reins::Xen { domain, .. } => domain.resume().await,
         }
     }
 
@@ -334,20 +371,24 @@ impl Guest {
     /// home (`vm-data/abd/state`); nodes without a value are there with an empty one. The empty prefix
     /// gives everything. It can be asked after the end of the guest too.
     pub fn xenstore_tree(&self, prefix: &str) -> BTreeMap<String, String> {
-        self.store.collect(prefix)
+        match &self.reins {
+            Reins::Qemu { store, .. } | Reins::Process { store, .. } => store.collect(prefix),
+            Reins::Xen { mirror, .. } => mirror.collect(prefix),
+        }
     }
 
     /// Removes the node `prefix` with all below it and writes `tree` there instead, as the toolstack
     /// does. Paths in `tree` are relative to the domain's home, as [`Guest::xenstore_tree`] gives them,
     /// and must lie under `prefix`; if one does not, nothing changes and the refusal is logged.
     pub async fn replace_tree(&self, prefix: &str, tree: BTreeMap<String, String>) {
-        if let Err(refusal) = self.store.replace(prefix, &tree) {
-            tracing::error!(
-                guest = self.name,
-                prefix,
-                errno = refusal.name(),
-                "the subtree was not replaced"
-            );
+        let replaced = match &self.reins {
+            Reins::Qemu { store, .. } | Reins::Process { store, .. } => {
+                store.replace(prefix, &tree).map_err(|refusal| refusal.name())
+            }
+            Reins::Xen { mirror, .. } => mirror.replace(prefix, &tree).await,
+        };
+        if let Err(errno) = replaced {
+            tracing::error!(guest = self.name, prefix, errno, "the subtree was not replaced");
         }
     }
 }

@@ -221,11 +221,16 @@ pub(super) fn with_last_words(how: String, log: &Path) -> String {
 }
 
 fn last_line(log: &Path) -> Option<String> {
+    let text = last_bytes(log, LAST_WORDS_MAX)?;
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+}
+
+/// At most the last `count` bytes of a file, as text.
+pub(super) fn last_bytes(log: &Path, count: u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let size = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(LAST_WORDS_MAX))).ok()?;
+    file.seek(SeekFrom::Start(size.saturating_sub(count))).ok()?;
     let mut end = Vec::new();
-    file.take(LAST_WORDS_MAX).read_to_end(&mut end).ok()?;
-    let text = String::from_utf8_lossy(&end).into_owned();
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    file.take(count).read_to_end(&mut end).ok()?;
+    Some(String::from_utf8_lossy(&end).into_owned())
 }

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use xapi_sim::guest::Engine;
+use xapi_sim::guest::{Engine, XenKind, XenLab};
 use xapi_sim::{Coalesce, Config, Error, Flavour, Simulator, SrSpec, User};
 
 /// Options of `serve`.
@@ -58,6 +58,9 @@ pub(crate) struct ServeArgs {
     /// What runs clones of the appliance's template.
     #[arg(long, value_enum, default_value_t = Delegates::Qemu)]
     delegates: Delegates,
+    /// Directory of a running Xen lab (`scripts/xen-lab --serve` prints it), for delegates that run there.
+    #[arg(long, value_name = "DIR", required_if_eq_any([("delegates", "xen-pv"), ("delegates", "xen-pvh"), ("delegates", "xen-hvm")]))]
+    xen: Option<PathBuf>,
     /// Bytes per second that the network of each delegate that is a process lets through, in both directions together.
     #[arg(long, value_name = "BYTES")]
     delegate_network_rate: Option<NonZeroU64>,
@@ -88,6 +91,23 @@ enum Delegates {
     Qemu,
     /// Run the appliance's worker as a process: fast, but without kernel, firmware and network set-up.
     Process,
+    /// A paravirtualised domain on a real Xen: the image's kernel and initramfs.
+    XenPv,
+    /// The same kernel in a PVH domain.
+    XenPvh,
+    /// A domain with firmware on a real Xen, which boots the template's own disk.
+    XenHvm,
+}
+
+impl Delegates {
+    fn on_xen(self) -> Option<XenKind> {
+        match self {
+            Self::Qemu | Self::Process => None,
+            Self::XenPv => Some(XenKind::Pv),
+            Self::XenPvh => Some(XenKind::Pvh),
+            Self::XenHvm => Some(XenKind::Hvm),
+        }
+    }
 }
 
 impl ServeArgs {
@@ -121,6 +141,9 @@ impl ServeArgs {
                 source,
             })?;
             config.delegates = Engine::Process { program, network_rate: self.delegate_network_rate };
+        }
+        if let (Some(kind), Some(directory)) = (self.delegates.on_xen(), &self.xen) {
+            config.delegates = Engine::Xen { kind, lab: XenLab::at(directory) };
         }
         config.snapshot_digests = self.snapshot_digests;
         config.step = self.step;

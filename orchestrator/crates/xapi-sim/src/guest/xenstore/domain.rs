@@ -7,7 +7,7 @@ use super::tree::{DomainId, Path, Permissions, Refusal, Tree};
 use crate::guest::GuestConfig;
 
 /// Subtrees of the home that belong to the guest.
-const GUEST_WRITABLE: [&str; 11] = [
+pub(crate) const GUEST_WRITABLE: [&str; 11] = [
     "attr",
     "control",
     "data",

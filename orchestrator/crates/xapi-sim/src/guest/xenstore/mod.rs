@@ -18,8 +18,9 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod wire;
+pub(super) mod wire;
 
+pub(super) use domain::GUEST_WRITABLE;
 pub use domain::device_number;
 pub(super) use port::{Shared, serve};
 pub(super) use server::Domain;
