@@ -39,6 +39,8 @@ pub fn orders(data: &[u8]) {
     let sizes: Vec<_> = match &order.work {
         ::wire::Work::Backup { disks, .. } => disks.iter().map(|disk| disk.size).collect(),
         ::wire::Work::Restore { disks } => disks.iter().map(|disk| disk.size).collect(),
+        // Has no disks.
+        ::wire::Work::Diagnose { .. } => return,
     };
     assert!((1..=::wire::MAX_DISKS).contains(&sizes.len()));
     assert!(sizes.iter().all(|size| *size <= MAX_DISK_SIZE));
