@@ -29,5 +29,5 @@ mod slow_disks;
 mod soak;
 mod template;
 mod uefi;
-mod xva_foreign;
 mod xen;
+mod xva_foreign;

@@ -171,7 +171,7 @@ async fn places(run: &Run, wanted: Option<&str>, options: &JobOptions) -> Result
                 host: reference.clone(),
                 name: host.name_label.clone(),
                 uuid: host.uuid.to_string(),
-                template,
+                template: run.templates[template].clone(),
             });
         }
     }

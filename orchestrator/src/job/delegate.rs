@@ -148,8 +148,9 @@ impl Job<'_> {
     ) -> Result<Delegate> {
         let client = &self.pool.client;
         let delegate = match kept::rule(&self.pool.config) {
-            None => self.make(&self.id, site, |entry| self.record(entries, entry)).await?,
-            Some(_) => self.take_or_make(site).await?,
+            // One without disks only looks: what a fresh one meets, whatever is kept.
+            Some(_) if !disks.is_empty() => self.take_or_make(site).await?,
+            _ => self.make(&self.id, site, |entry| self.record(entries, entry)).await?,
         };
         self.set_up(&delegate, disks).await.context(|| "set up the delegate".into())?;
         *self.trace() = Trace { began: Some(Instant::now()), ..Trace::default() };

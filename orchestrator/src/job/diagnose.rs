@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::journal::Entry;
 use crate::report::{DelegateSummary, Event};
 use crate::spec::JobOptions;
+use crate::template::TemplateAt;
 use blocks::ByteCount;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use wire::Work;
@@ -26,8 +27,8 @@ pub struct Place {
     pub name: String,
     /// Its uuid.
     pub uuid: String,
-    /// Position in the run's list of templates.
-    pub template: usize,
+    /// What its delegates are cloned from.
+    pub template: TemplateAt,
 }
 
 /// Starts a delegate, lets it measure, and removes it. Everything is reported as it happens.
@@ -66,7 +67,7 @@ impl Job<'_> {
         place: &Place,
         entries: &mut Vec<Entry>,
     ) -> Result<(Measures, crate::error::Result<()>), Failure> {
-        let site = Site { host: Some(place.host.clone()), template: self.run.templates[place.template].clone() };
+        let site = Site { host: Some(place.host.clone()), template: place.template.clone() };
         let work = Work::Diagnose { read: READ, send: SEND };
         let (outcome, removed) = self.serve(work, Vec::new(), &[], &site, entries).await?;
         // The service takes no last word without it.
@@ -76,7 +77,7 @@ impl Job<'_> {
         };
         let heard = heard.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let clock = Clock::of(told.clock_ms, u64::try_from(heard).unwrap_or(u64::MAX));
-        let delegate: DelegateSummary = summary_of(outcome.claim.as_ref(), outcome.done.usage, u32::from(outcome.reused));
+        let delegate: DelegateSummary = summary_of(outcome.claim.as_ref(), outcome.done.usage, 0);
         Ok((Measures { delegate, clock, told }, removed))
     }
 }

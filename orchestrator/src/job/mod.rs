@@ -181,13 +181,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn trace(&self) -> std::sync::MutexGuard<'_, delegate::Trace> {
-        self.trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     /// The templates as they are now: the run may have begun hours ago, before an upgrade.
     async fn templates(&self) -> Result<Vec<TemplateAt>> {
         template::unchanged(&self.pool, &self.run.templates).await
+    }
+
+    fn trace(&self) -> std::sync::MutexGuard<'_, delegate::Trace> {
+        self.trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// What the job's delegates need of their hosts.
