@@ -175,7 +175,8 @@ pub fn store_files(data: &[u8]) {
                 let below = place.store().join("packs").join(&id[..2]);
                 fs::create_dir_all(&below).expect("a directory can be made");
                 with_file(place, &format!("packs/{}/{id}", &id[..2]), &pack);
-                fs::remove_dir(&below).expect("it is empty again");
+                // Whatever is in it by now: the next input begins with none.
+                let _ = fs::remove_dir_all(&below);
             }
         }
     });
@@ -193,7 +194,8 @@ fn with_file(place: &Place, name: &str, bytes: &[u8]) {
     }
     match name {
         "config.json" => fs::write(&path, &place.config).expect("a file can be written"),
-        _ => fs::remove_file(&path).expect("it was just written"),
+        // A store may have put it aside.
+        _ => drop(fs::remove_file(&path)),
     }
 }
 
