@@ -362,6 +362,50 @@ fn what_is_condemned_is_promised_to_nobody_and_a_job_that_does_not_look_is_caugh
     assert!(!wants_what_is_condemned(&["condemned/"]));
 }
 
+/// A block is in two condemned packs, and then needed after all. Two collectors, of which one knew one of the packs first
+/// and the other the other, both may remove what nobody needs.
+#[test]
+fn of_two_condemned_copies_all_collectors_leave_the_same() {
+    let bytes = vec![7; BLOCK];
+    for seed in 0..SEEDS {
+        let memory = Arc::new(Memory::default());
+        let job = Arc::new(Store::init_on(memory.clone()).unwrap());
+        let pack = || pack_disk(job.id_key(), &bytes, None, &mut |_| false);
+        let packed = pack();
+        // Until the second one comes before the first in every list.
+        let twin = std::iter::repeat_with(pack).find(|twin| twin.data[0].id < packed.data[0].id).unwrap();
+        let turns = Turns::later(2, seed);
+        let open = |actor| {
+            let backend = Turned { inner: memory.clone(), turns: turns.clone(), actor, blind: &[] };
+            Arc::new(Store::open_on(Arc::new(backend)).unwrap())
+        };
+        let busy = job.lease("job", &[]).unwrap();
+        for pack in packed.data.iter().chain(&packed.nodes) {
+            job.add_pack(pack.id, &pack.bytes).unwrap();
+        }
+        let mut collectors = vec![open(0)];
+        alone(&memory, &[]).add_pack(twin.data[0].id, &twin.data[0].bytes).unwrap();
+        collectors.push(open(1));
+        let report = alone(&memory, &[]).collect(&options(0), &|_, _| {}).unwrap();
+        assert_eq!((report.removed, report.waiting), (0, 3), "{report:?}");
+        job.finish_tree(packed.tree, None).unwrap();
+        busy.commit(&point(&job, "a", &time(1), &[packed.tree])).unwrap();
+        drop(busy);
+        turns.begin();
+        std::thread::scope(|scope| {
+            for (actor, store) in collectors.into_iter().enumerate() {
+                let turns = turns.clone();
+                scope.spawn(move || {
+                    let _leaver = Leaver(turns, actor);
+                    store.collect(&options(0), &|_, _| {}).unwrap();
+                });
+            }
+        });
+        let report = alone(&memory, &[]).verify(&Scope::All, Depth::EveryByte, &|_| {}).unwrap();
+        assert!(report.is_clean() && report.points == 1, "seed {seed}: {:?}", report.findings);
+    }
+}
+
 #[test]
 fn a_store_in_which_something_needed_is_missing_is_not_cleaned() {
     let memory = Arc::new(Memory::default());

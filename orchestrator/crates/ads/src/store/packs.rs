@@ -15,6 +15,7 @@ use seal::{
     Codec, Entry, HEADER_SIZE, IdKey, MAX_PACK_SIZE, NODE_SIZE, Opener, PackId, PackIndex, PackKind, Sealed,
     TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
 };
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
@@ -181,16 +182,19 @@ impl Packs {
         self.place(number, index);
     }
 
-    /// Enters a pack's objects. Those that are known stay where they are, unless this is a better place.
+    /// Enters a pack's objects. Those that are known stay where they are, unless this is a better place: one that lasts
+    /// longer, or of two that last the same, in the eyes of all alike, the one with the smaller id.
     fn place(&self, number: u32, index: &PackIndex) {
         let objects = self.index(index.kind);
+        let table = self.table.read().expect(LOCKED);
         let avoided = self.avoided.read().expect(LOCKED);
-        let standing = avoided.standing(number);
+        let worth = |pack: u32| (avoided.standing(pack), Reverse(table.records[pack as usize].id));
+        let here_worth = worth(number);
         for (entry, at) in index.entries.iter().zip(0..) {
             let whole = u64::from(entry.plain_size) == whole_size(index.kind);
             let here = Location { pack: number, entry: at, whole };
             if !objects.insert(&entry.id, here)
-                && objects.get(&entry.id).is_some_and(|there| avoided.standing(there.pack) < standing)
+                && objects.get(&entry.id).is_some_and(|there| worth(there.pack) < here_worth)
             {
                 objects.replace(&entry.id, here);
             }

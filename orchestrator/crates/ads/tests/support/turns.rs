@@ -7,6 +7,7 @@ use super::memory::Memory;
 use ads::{Backend, Error, Listed, Object, Presence};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// Numbers from a seed.
@@ -36,6 +37,8 @@ struct State {
 /// Gives turns.
 #[derive(Debug)]
 pub struct Turns {
+    /// Until then everybody goes on as he likes.
+    begun: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -49,7 +52,18 @@ impl Turns {
             draw: Draw(seed),
             given: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Self { begun: AtomicBool::new(true), state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// As [`new`](Self::new), but turns are given only from [`begin`](Self::begin) on.
+    pub fn later(actors: usize, seed: u64) -> Arc<Self> {
+        let turns = Self::new(actors, seed);
+        turns.begun.store(false, Ordering::SeqCst);
+        turns
+    }
+
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::SeqCst);
     }
 
     fn give(&self, state: &mut State) {
@@ -62,6 +76,9 @@ impl Turns {
     }
 
     fn wait(&self, actor: usize) {
+        if !self.begun.load(Ordering::SeqCst) {
+            return;
+        }
         let mut state = self.state.lock().unwrap();
         state.waiting.insert(actor);
         self.give(&mut state);

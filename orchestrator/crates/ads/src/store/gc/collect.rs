@@ -250,13 +250,14 @@ impl Store {
             return Ok(());
         }
         // Whoever came meanwhile: his points were there when points were listed, or are named in his lease.
-        for (id, (lease, _)) in records::leases(&*self.backend)? {
-            if id != own && !look.leases.contains_key(&id) {
-                look.need_lease(id, &lease);
+        let now = records::leases(&*self.backend)?;
+        for (id, (lease, _)) in &now {
+            if *id != own && !look.leases.contains_key(id) {
+                look.need_lease(*id, lease);
             }
         }
-        if look.lacking.is_some() {
-            // What he starts from came after this look. Another collection sees it.
+        if look.lacking.is_some() || !now.contains_key(&own) {
+            // What he starts from came after this look; or this collector was taken for dead. Another one sees all of it.
             look.lacking = None;
             look.ripe.clear();
             return Ok(());

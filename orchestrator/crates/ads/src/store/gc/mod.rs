@@ -26,8 +26,9 @@
 //! * What he starts from he names in his lease, and then looks whether it is still a restore point. If his lease came too
 //!   late for (3), the point was there when (3) listed points, which is after: points do not come back.
 //! * The collector looks at leases first and at points then: a job that commits in between is seen twice, never not at all.
-//! * A collector holds a lease itself. Of two, each waits for the other before it removes what it condemned: both copies
-//!   of a block that is there twice cannot be removed, each for the other's sake.
+//! * A collector holds a lease itself, so that of two each waits for the other before it removes what it condemned meanwhile;
+//!   and of two copies of a block in packs that stand alike all of them need the one in the pack with the smaller id. Both
+//!   copies cannot be removed, each for the other's sake.
 //!
 //! All of this needs lists that are current: whoever looks after somebody has written sees it. Local file systems and object
 //! storage give that, network file systems do not from one machine to another, so that a store there is cleaned only by who
