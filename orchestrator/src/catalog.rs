@@ -45,6 +45,11 @@ fn vacant(place: &Place) -> bool {
 
 /// Gives a store's error its meaning for the exit code.
 pub fn store_error(error: ads::Error) -> Error {
+    if let ads::Error::LeaseLost { .. } = error {
+        return Error::new(Kind::Failed, error.to_string()).remedy(
+            "run the backup again; where jobs hang for so long, give `abd store gc` a longer --grace",
+        );
+    }
     let (kind, remedy) = match error.kind() {
         ErrorKind::Full => (Kind::StoreFull, Some("make room where the store is, and run again")),
         ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::BadPack => {

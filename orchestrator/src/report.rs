@@ -140,6 +140,15 @@ pub enum Event {
         /// One sentence.
         message: String,
     },
+    /// How far something is that is counted in pieces.
+    Pieces {
+        /// What is gone through.
+        what: String,
+        /// Pieces so far.
+        done: u64,
+        /// Pieces in all.
+        total: u64,
+    },
     /// How far an upload or a check is.
     Bytes {
         /// What moves.
@@ -298,7 +307,10 @@ impl Report {
                     bar.set_message(format!("{} stored", ByteCount::new(*sealed)));
                 }
             }
-            Event::Bytes { what, done, total } => self.bytes(what, *done, *total),
+            Event::Bytes { what, done, total } => self.bar(what, *done, *total, None),
+            Event::Pieces { what, done, total } => {
+                self.bar(what, *done, *total, Some("{prefix:20} [{bar:30}] {percent:>3}% {pos}/{len}"));
+            }
             Event::Step { job, subject, step } => match self.shown().get(job) {
                 Some(bar) => bar.set_message(step.clone()),
                 None => self.tell(&format!("{subject:<20} {step}")),
@@ -370,12 +382,17 @@ impl Report {
         }
     }
 
-    fn bytes(&self, what: &str, done: u64, total: u64) {
+    fn bar(&self, what: &str, done: u64, total: u64, template: Option<&str>) {
         if self.bars.is_none() {
             return;
         }
         if !self.shown().contains_key(what) {
             self.start_bar(what, what);
+            let style = template.and_then(|template| ProgressStyle::with_template(template).ok());
+            let style = style.map(|style| style.progress_chars("=> "));
+            if let (Some(bar), Some(style)) = (self.shown().get(what), style) {
+                bar.set_style(style);
+            }
         }
         if done >= total {
             return self.end_bar(what);

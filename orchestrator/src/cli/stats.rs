@@ -17,7 +17,9 @@ pub(super) async fn run(session: &Session, vm: Option<String>, by_point: bool) -
     let count = move || {
         let (store, _) = catalog::open(&directory, false)?;
         let found = store
-            .statistics(&|done, total| report.event(&Event::Bytes { what: "count".into(), done, total }))
+            .statistics(&|done, total| {
+                report.event(&Event::Pieces { what: "restore points".into(), done, total })
+            })
             .map_err(store_error)?;
         Ok::<_, Error>((found, store.points().map_err(store_error)?.points))
     };

@@ -111,7 +111,7 @@ fn info(path: &Path, report: &Report) -> Result<()> {
 
 fn gc(path: &Path, options: &GcOptions, report: &Report) -> Result<()> {
     let (store, _) = catalog::open(path, false)?;
-    let progress = |done, total| report.event(&Event::Bytes { what: "restore points".into(), done, total });
+    let progress = |done, total| report.event(&Event::Pieces { what: "restore points".into(), done, total });
     let found = store.collect(options, &progress).map_err(|error| match error {
         ads::Error::StaleLists { .. } => catalog::store_error(error)
             .remedy("if no other machine uses the store right now, say so with --only-here"),
