@@ -17,7 +17,13 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use xapi::{Host, Pbd, Ref, Sr, Upload, Vm};
+
+/// Between the marks on those that are replaced and their removal. Another import that looked before our mark was there may
+/// mark ours meanwhile; it does so right after it looked, and then both see both marks and decide alike. Without the
+/// pause one might remove the other's before it knows, and be removed by it.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// What an import came to.
 #[derive(Clone, Debug)]
@@ -61,8 +67,15 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
             (elected, is_ours)
         }
     };
-    let replaced = replaced_by(pool, &template, sr).await?;
+    let mut replaced = replaced_by(pool, &template, sr).await?;
+    if is_replaced(pool, &template).await? {
+        // Somebody else imported at the same moment and was faster: his stays.
+        replaced.clear();
+    }
     let_go(pool, &replaced, Some(&template.uuid)).await?;
+    if !replaced.is_empty() {
+        tokio::time::sleep(SETTLE).await;
+    }
     let mut swept = Removed::default();
     let waiting = sweep(pool, &mut swept).await?;
     for leftover in swept.leftovers {
@@ -82,6 +95,12 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
         removed: removed.filter(|uuid| !stays.contains(uuid.as_str())).collect(),
         waiting: waiting.iter().map(|found| (found.template.uuid.clone(), found.users)).collect(),
     })
+}
+
+/// Whether another one that works has taken this one's place.
+async fn is_replaced(pool: &Pool, template: &Template) -> Result<bool> {
+    let found = survey(pool).await?;
+    Ok(found.iter().any(|one| one.template.uuid == template.uuid && one.is_replaced))
 }
 
 /// Another template that took the place of this one at the same moment, where that is so.
