@@ -105,7 +105,7 @@ pub(super) async fn prune(session: &Session, args: PruneArgs) -> Result<()> {
     let gone = blocking(move || apply::remove(&store, judged.iter().flat_map(|group| &group.points))).await?;
     session.report.answer(&value(&groups, true, &gone), || {
         let list = if args.yes { format!("{}\n", listed(&groups)) } else { String::new() };
-        format!("{list}{} restore points removed; their blocks stay in the store for now", gone.len())
+        format!("{list}{} restore points removed; `abd store gc` frees what only they had", gone.len())
     });
     Ok(())
 }
@@ -185,7 +185,7 @@ pub(super) async fn remove(session: &Session, args: RemoveArgs) -> Result<()> {
         store.remove_point(stored.id).map_err(store_error)?;
     }
     session.report.answer(&json!({"removed": ids}), || {
-        format!("{} restore points removed; their blocks stay in the store for now", ids.len())
+        format!("{} restore points removed; `abd store gc` frees what only they had", ids.len())
     });
     Ok(())
 }
