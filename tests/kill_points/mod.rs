@@ -316,11 +316,11 @@ impl Lane {
 
     /// No journal is left, and another clean-up finds nothing to do.
     ///
-    /// A job goes on beside a transfer that hangs. It may have died between its word that it makes something and the
-    /// call: nobody can know that nothing appears, and its journal stays for a while.
+    /// A job goes on beside a transfer that hangs, or the removal of its task. It may have died between its word that it
+    /// makes something and the call: nobody can know that nothing appears, and its journal stays for a while.
     fn check_nothing_is_left(&self, killed: &Killed) {
         let may_wait = |job: &String| {
-            killed.method.starts_with("GET ")
+            (killed.method.starts_with("GET ") || killed.method == "task.destroy")
                 && killed.job.as_ref() == Some(job)
                 && self.ends_with_an_intent(job)
         };
