@@ -10,7 +10,7 @@ use seal::Tree;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use support::memory::Memory;
+use support::memory::{Between, Change, Loss, Memory};
 use support::turns::{Draw, Leaver, Turned, Turns};
 use support::{Nodes, pack_disk, point, restore, store_disk};
 
@@ -79,7 +79,13 @@ struct World {
 
 impl World {
     fn store(&self, actor: usize, blind: &'static [&'static str]) -> Arc<Store> {
-        let backend = Turned { inner: self.memory.clone(), turns: self.turns.clone(), actor, blind };
+        let backend = Turned {
+            inner: self.memory.clone(),
+            turns: self.turns.clone(),
+            actor,
+            blind,
+            own: Mutex::default(),
+        };
         Arc::new(Store::open_on(Arc::new(backend)).unwrap())
     }
 
@@ -322,7 +328,8 @@ fn a_collector_that_sees_no_leases_is_caught() {
 
 /// Somebody alone, who sees all but these.
 fn alone(memory: &Arc<Memory>, blind: &'static [&'static str]) -> Arc<Store> {
-    let backend = Turned { inner: memory.clone(), turns: Turns::new(1, 0), actor: 0, blind };
+    let backend =
+        Turned { inner: memory.clone(), turns: Turns::new(1, 0), actor: 0, blind, own: Mutex::default() };
     Arc::new(Store::open_on(Arc::new(backend)).unwrap())
 }
 
@@ -362,6 +369,46 @@ fn what_is_condemned_is_promised_to_nobody_and_a_job_that_does_not_look_is_caugh
     assert!(!wants_what_is_condemned(&["condemned/"]));
 }
 
+/// A collection dies after each of its changes; the next ones, days later, finish what it began and nothing is lost.
+#[test]
+fn a_collection_that_died_anywhere_is_finished_by_later_ones() {
+    let memory = Arc::new(Memory::default());
+    let store = Arc::new(Store::init_on(memory.clone()).unwrap());
+    let (first, mut half) = (disk(None, &mut Draw(3)), disk(None, &mut Draw(3)));
+    half[BLOCK..].fill(0);
+    half[..BLOCK].fill(200);
+    let old = support::backup(&store, "a", &[first, half[..BLOCK].to_vec()].concat()).unwrap();
+    let kept = support::backup(&store, "b", &half).unwrap();
+    store.remove_point(old).unwrap();
+    let before = memory.objects();
+    let between = Between::new(memory, Loss::None);
+    let report = Arc::new(Store::open_on(between.clone()).unwrap()).collect(&options(0), &|_, _| {}).unwrap();
+    assert!(report.removed > 1 && report.repacked > 0, "{report:?}");
+    let changes = between.changes();
+    for count in 0..=changes.len() {
+        let memory = Arc::new(Memory::of(before.clone()));
+        for change in &changes[..count] {
+            match change {
+                Change::Put(key, bytes) => memory.put(key, bytes).unwrap(),
+                Change::Delete(key) => memory.delete(key).unwrap(),
+            }
+        }
+        for day in 1..4 {
+            let store = alone(&memory, &[]);
+            store.collect(&options(day), &|_, _| {}).unwrap();
+            let tree = store.point(kept).unwrap().point.disks[0].tree;
+            assert!(restore(&store, &tree).unwrap() == half, "after {count} changes, day {day}");
+        }
+        let store = alone(&memory, &[]);
+        assert!(store.verify(&Scope::All, Depth::EveryByte, &|_| {}).unwrap().is_clean());
+        assert_eq!(store.statistics(&|_, _| {}).unwrap().unreached.get(), 0, "after {count} changes");
+        let left: Vec<String> = memory.objects().into_iter().map(|(key, _)| key).collect();
+        let is_record = |key: &&String| key.starts_with("leases/") || key.starts_with("condemned/");
+        assert_eq!(left.iter().find(is_record), None, "after {count} changes");
+    }
+    println!("a collection: {} crash points", changes.len());
+}
+
 /// A block is in two condemned packs, and then needed after all. Two collectors, of which one knew one of the packs first
 /// and the other the other, both may remove what nobody needs.
 #[test]
@@ -376,7 +423,13 @@ fn of_two_condemned_copies_all_collectors_leave_the_same() {
         let twin = std::iter::repeat_with(pack).find(|twin| twin.data[0].id < packed.data[0].id).unwrap();
         let turns = Turns::later(2, seed);
         let open = |actor| {
-            let backend = Turned { inner: memory.clone(), turns: turns.clone(), actor, blind: &[] };
+            let backend = Turned {
+                inner: memory.clone(),
+                turns: turns.clone(),
+                actor,
+                blind: &[],
+                own: Mutex::default(),
+            };
             Arc::new(Store::open_on(Arc::new(backend)).unwrap())
         };
         let busy = job.lease("job", &[]).unwrap();

@@ -107,8 +107,10 @@ pub struct Turned {
     pub inner: Arc<Memory>,
     pub turns: Arc<Turns>,
     pub actor: usize,
-    /// Nothing below these prefixes is seen in a listing: a rule that is not kept.
+    /// What others have below these prefixes is not seen in a listing: a rule that is not kept.
     pub blind: &'static [&'static str],
+    /// Keys that were written this way.
+    pub own: Mutex<BTreeSet<String>>,
 }
 
 /// Leaves when it is dropped, also in a panic.
@@ -133,6 +135,7 @@ impl Backend for Turned {
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.own.lock().unwrap().insert(key.to_owned());
         self.turn().put(key, bytes)
     }
 
@@ -149,10 +152,12 @@ impl Backend for Turned {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, Error> {
+        let mut found = self.turn().list(prefix)?;
         if self.blind.contains(&prefix) {
-            return Ok(Vec::new());
+            let own = self.own.lock().unwrap();
+            found.retain(|object| own.contains(&object.key));
         }
-        self.turn().list(prefix)
+        Ok(found)
     }
 
     fn delete(&self, key: &str) -> Result<(), Error> {

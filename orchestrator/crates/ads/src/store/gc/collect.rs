@@ -172,6 +172,10 @@ impl Store {
             }
         }
         let condemned = self.condemn(&listed, &look.needed, options, own, report)?;
+        if !condemned && !options.dry_run && look.has_unwitnessed() {
+            // Who is dead comes to light by a list that names him, also where nothing waits for him yet.
+            self.write_list(&[], options, own)?;
+        }
         report.waits_for = look.leases.values().map(|(lease, _)| named(lease)).collect();
         report.waits_for.sort();
         Ok(condemned && look.leases.is_empty())
@@ -351,11 +355,16 @@ impl Store {
         let packs: Vec<PackId> =
             idle.iter().chain(&sparse).map(|number| self.packs.record(*number).id).collect();
         for packs in packs.chunks(records::MAX_CONDEMNED) {
-            let (id, list) = (Uuid::new_v4(), CondemnedRecord::new(seconds(options.now), packs));
-            write(&*self.backend, &condemned_key(id), &list)?;
-            self.write_leases(id, list, own)?;
+            self.write_list(packs, options, own)?;
         }
         Ok(true)
+    }
+
+    /// Writes a list, and then into it who is there.
+    fn write_list(&self, packs: &[PackId], options: &GcOptions, own: Uuid) -> Result<(), Error> {
+        let (id, list) = (Uuid::new_v4(), CondemnedRecord::new(seconds(options.now), packs));
+        write(&*self.backend, &condemned_key(id), &list)?;
+        self.write_leases(id, list, own)
     }
 
     fn is_sparse(&self, number: u32, needed: &Needed, percent: u8) -> Result<bool, Error> {
@@ -402,6 +411,13 @@ impl Look<'_> {
         let Some(Lacking { key, .. }) = &self.lacking else { return Ok(true) };
         // Who is gone meanwhile needs nothing, and what came meanwhile was not looked at.
         Ok(store.backend.head(key)?.is_some() && !self.needed.beyond)
+    }
+
+    /// Whether somebody is there whom no list names.
+    fn has_unwitnessed(&self) -> bool {
+        let named: BTreeSet<&Uuid> =
+            self.waiting_lists().flat_map(|(_, list)| list.leases.iter().flat_map(BTreeMap::keys)).collect();
+        self.leases.keys().any(|id| !named.contains(id))
     }
 
     /// The lists that stay.
