@@ -438,6 +438,8 @@ fn of_two_condemned_copies_all_collectors_leave_the_same() {
         }
         let mut collectors = vec![open(0)];
         alone(&memory, &[]).add_pack(twin.data[0].id, &twin.data[0].bytes).unwrap();
+        // Comes to know the second one while nothing is condemned yet.
+        collectors[0].collect(&GcOptions { dry_run: true, ..options(0) }, &|_, _| {}).unwrap();
         collectors.push(open(1));
         let report = alone(&memory, &[]).collect(&options(0), &|_, _| {}).unwrap();
         assert_eq!((report.removed, report.waiting), (0, 3), "{report:?}");
