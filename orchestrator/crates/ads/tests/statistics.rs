@@ -137,6 +137,28 @@ fn what_points_and_vms_take_is_what_their_sets_of_objects_take() {
 }
 
 #[test]
+fn what_is_lost_is_said_of_every_point_that_needs_it_and_does_not_end_the_count() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("store");
+    let store = Store::init(&path).unwrap();
+    let lost = store_disk(&store, &disk(1, 65536 * 300)).unwrap();
+    let data: Vec<_> =
+        files(&path.join("packs")).into_iter().filter(|file| index(file).kind == PackKind::Data).collect();
+    let whole = store_disk(&store, &disk(2, 65536 * 30)).unwrap();
+    let commit = |(day, tree)| {
+        let created = format!("2026-11-{day:02}T00:00:00Z");
+        store.commit_point(&point(&store, "vm", &created, &[tree])).unwrap()
+    };
+    let ids = [(1, lost), (2, whole), (3, lost)].map(commit);
+    drop(store);
+    fs::remove_file(&data[0]).unwrap();
+    let store = Store::open(&path).unwrap();
+    let found = store.statistics(&|_, _| {}).unwrap();
+    let is_incomplete = |id| found.points.iter().find(|one| one.id == id).unwrap().incomplete;
+    assert_eq!(ids.map(is_incomplete), [true, false, true]);
+}
+
+#[test]
 fn what_is_lost_is_said_and_does_not_end_the_count() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("store");

@@ -77,6 +77,7 @@ impl<'a> Walk<'a> {
             return 0;
         };
         let mut count = 0;
+        let lacked = std::mem::replace(&mut self.incomplete, false);
         for slot in 0..FAN_OUT {
             if level > 1 {
                 if let Some(child) = node.child(slot_of(slot)) {
@@ -90,7 +91,11 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        self.counts.insert(id, count);
+        // Whoever needs what is missing below is to hear of it too.
+        if !self.incomplete {
+            self.counts.insert(id, count);
+        }
+        self.incomplete |= lacked;
         count
     }
 
