@@ -1,7 +1,6 @@
 //! The same image, booted by UEFI instead of BIOS.
 
-use e2e::{Api, Lab, text};
-use serde_json::json;
+use e2e::{Lab, text};
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
@@ -15,15 +14,7 @@ fn the_templates_disk_boots_by_uefi_too_and_does_a_job() {
         return;
     }
     let Some(lab) = Lab::start() else { return };
-    let api = Api::new(&lab);
-    let vms = api.call("VM.get_all_records", json!([]));
-    let template = vms
-        .as_object()
-        .expect("records")
-        .iter()
-        .find(|(_, vm)| vm["is_a_template"] == true && vm["other_config"].get("abd:template").is_some());
-    let (template, _) = template.expect("the template was imported");
-    api.call("VM.set_HVM_boot_params", json!([template, { "order": "c", "firmware": "uefi" }]));
+    lab.boot_delegates_by_uefi();
     let vm = lab.vm("uefi", &[4 * MIB]);
     lab.write(&vm.vdis[0], MIB, &text(1, 100_000));
     let before = lab.inventory();

@@ -66,6 +66,25 @@ fn a_delegate_booted_by_bios_from_its_template_backs_up_and_restores_every_byte(
     backs_up_and_restores("xen-hvm");
 }
 
+/// UEFI firmware finds the same disk's boot loader by itself.
+#[test]
+fn a_delegate_booted_by_uefi_from_its_template_backs_up_and_restores_every_byte() {
+    let Some(lab) = lab("xen-hvm") else { return };
+    lab.boot_delegates_by_uefi();
+    let vm = lab.vm("uefi", &[4 * MIB + 512]);
+    lab.write(&vm.vdis[0], MIB, &text(1, 2_000_000));
+    lab.write(&vm.vdis[0], 4 * MIB, &noise(2, 512));
+    let before = lab.inventory();
+
+    let backup = lab.backup(&[&vm]).ok();
+    let delegate = &backup.job("uefi")["delegate"];
+    println!("measured: xen-hvm by UEFI: order claimed after {} ms", delegate["claim_ms"]);
+    let console = lab.consoles();
+    assert!(console.contains("EFI v2"), "the kernel was not started by UEFI:\n{console}");
+    lab.assert_restores(&vm);
+    lab.assert_clean(&before);
+}
+
 /// The handshake: the pool writes `control/shutdown`, the guest's kernel takes it and runs `/sbin/poweroff`.
 fn shut_down_by_the_pool(kind: &'static str) {
     let Some(lab) = lab(kind) else { return };
@@ -95,4 +114,14 @@ fn shut_down_by_the_pool(kind: &'static str) {
 #[test]
 fn a_paravirtualised_delegate_that_the_pool_shuts_down_says_so() {
     shut_down_by_the_pool("xen-pv");
+}
+
+#[test]
+fn a_pvh_delegate_that_the_pool_shuts_down_says_so() {
+    shut_down_by_the_pool("xen-pvh");
+}
+
+#[test]
+fn a_delegate_booted_by_bios_that_the_pool_shuts_down_says_so() {
+    shut_down_by_the_pool("xen-hvm");
 }

@@ -73,7 +73,7 @@ xen_unpack() {
     # Debian's names of the programs choose among versions; what the lab runs has one.
     rm -f "$root"/usr/sbin/{xl,oxenstored,xenstored,xenconsoled}
     rm -rf "${root:?}"/{boot,etc/xen/scripts} "$root"/usr/share/{doc,man,locale,lintian,bash-completion,perl5,zsh,bug,gdb,xml} \
-        "$root"/usr/share/qemu-firmware \
+        "$root"/usr/share/{qemu-firmware,OVMF} "$root"/usr/share/ovmf/*.{key,pem} \
         "$root"/usr/lib/xen-4.17/boot/xen-shim "$root"/usr/lib/python3* \
         "$root"/usr/lib/x86_64-linux-gnu/{gconv,gstreamer-1.0,audit}
     # The device model wants a keyboard's map; firmware of other machines is left out.

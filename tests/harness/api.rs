@@ -85,6 +85,16 @@ impl Lab {
         records.filter(is_local).map(|sr| string(&sr["uuid"])).collect()
     }
 
+    /// Has the imported template, and so every delegate made from it, boot by UEFI.
+    pub fn boot_delegates_by_uefi(&self) {
+        let vms = self.api("VM.get_all_records", json!([]));
+        let ours =
+            |vm: &Value| vm["is_a_template"] == true && vm["other_config"].get("abd:template").is_some();
+        let template = vms.as_object().expect("records").iter().find(|(_, vm)| ours(vm));
+        let (template, _) = template.expect("the template was imported");
+        self.api("VM.set_HVM_boot_params", json!([template, { "order": "c", "firmware": "uefi" }]));
+    }
+
     /// Destroys a disk.
     #[track_caller]
     pub fn destroy_vdi(&self, uuid: &str) {

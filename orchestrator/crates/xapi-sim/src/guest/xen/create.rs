@@ -6,7 +6,7 @@ use super::machine::{Machine, Plugged, refused};
 use super::mirror::Mirror;
 use super::{Reins, Started, XenKind, recipe};
 use crate::guest::qemu::CONSOLE_LOG;
-use crate::guest::{Firmware, GuestConfig, GuestError, GuestEvent};
+use crate::guest::{GuestConfig, GuestError, GuestEvent};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,12 +19,6 @@ pub(super) async fn create(
     kind: XenKind,
     events: mpsc::Sender<GuestEvent>,
 ) -> Result<Started, GuestError> {
-    if kind == XenKind::Hvm && config.firmware == Firmware::Uefi {
-        return Err(GuestError::Missing {
-            what: "the UEFI firmware of the Xen lab".to_owned(),
-            remedy: "let the VM boot by BIOS".to_owned(),
-        });
-    }
     let system = |action: &'static str| {
         move |source: io::Error| GuestError::System { action, guest: config.name.clone(), source }
     };
