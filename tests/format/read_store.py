@@ -17,7 +17,7 @@ from blake3 import blake3
 from zstandard import ZstdDecompressor
 
 BLOCK = 64 * 1024
-FAN_OUT = 256
+FAN_OUT = 64
 ID = 32
 ABSENT = bytes(ID)
 NODE = FAN_OUT * ID

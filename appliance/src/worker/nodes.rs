@@ -11,13 +11,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use wire::{NodesAnswer, NodesQuestion, PATH_NODES};
 
-/// Nodes in one question: 256 KiB of answer.
-const BATCH: u64 = 32;
+/// Nodes in one question: all children of one node, 128 KiB of answer.
+const BATCH: u64 = FAN_OUT;
 /// Questions of one level on their way at once.
 const IN_FLIGHT: usize = 4;
 /// Nodes that nobody asked for are taken along where they stand between two that are needed and are not more than
 /// this: 16 KiB cost less than another question.
-const MAX_GAP: u64 = 2;
+const MAX_GAP: u64 = 8;
 
 const _: () = assert!(BATCH as usize <= wire::MAX_NODES);
 

@@ -3,6 +3,7 @@
 use crate::lab::{Lab, Machine, assert_same, backup, bitmap, disk, noise, size_of, write_blocks};
 use abd_appliance::platform::State;
 use blocks::{BLOCK_SIZE, ByteOffset, ChangedBlocks};
+use seal::FAN_OUT;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -26,14 +27,14 @@ pub(crate) fn check(lab: &Lab, tree: &seal::Tree, path: &Path) {
 fn full_backup_of_an_odd_disk_equals_the_disk() {
     let lab = Lab::new();
     let path = lab.path("disk");
-    // 700 blocks are three leaves; the last block is short, and some are zero.
+    // 700 blocks are eleven leaves; the last block is short, and some are zero.
     let written: Vec<u64> = (0..700).filter(|block| block % 5 != 0).chain([700]).collect();
     disk(&path, 700 * BLOCK_SIZE + 3 * 512, &written);
     let (tree, counts) = lab.back_up(&path, Start::Nothing, None);
     check(&lab, &tree, &path);
     assert_eq!(counts.moved, size_of(&path));
     assert_eq!(counts.zero.get(), 140 * BLOCK_SIZE);
-    assert_eq!(counts.nodes, 4);
+    assert_eq!(counts.nodes, 12);
     assert!(counts.sealed < counts.shipped);
 }
 
@@ -183,9 +184,9 @@ fn a_disk_that_grew_over_levels_keeps_its_base() {
 fn many_small_packs_and_tree_packs_keep_their_order() {
     let lab = Lab::new();
     let path = lab.path("disk");
-    // Every 256th block: a leaf each, so that tree packs of 2 MiB fill while data packs are few.
-    let written: Vec<u64> = (0..700).map(|leaf| leaf * 256 + leaf % 256).collect();
-    disk(&path, 700 * 256 * BLOCK_SIZE, &written);
+    // One block for each leaf, so that tree packs of 2 MiB fill while data packs are few.
+    let written: Vec<u64> = (0..1400).map(|leaf| leaf * FAN_OUT + leaf % FAN_OUT).collect();
+    disk(&path, 1400 * FAN_OUT * BLOCK_SIZE, &written);
     let map = bitmap(size_of(&path), &written);
     let disks =
         vec![BackupDisk { userdevice: 4, size: size_of(&path), start: Start::Allocated, audit: None }];
@@ -200,7 +201,7 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
     let ended = lab.run(work, vec![Some(map.to_xapi())], Machine::new([(4, path.as_path())]));
     ended.outcome.expect("backup");
     let counts = ended.done.expect("done").disks[0];
-    assert_eq!(counts.nodes, 700 + 3 + 1);
+    assert_eq!(counts.nodes, 1400 + 22 + 1);
     let report = lab.store.verify(&ads::Scope::All, ads::Depth::EveryByte, &|_| {}).expect("verify");
     assert!(report.is_clean(), "{report:?}");
     // And an incremental over it fetches base nodes all over the tree.
@@ -208,7 +209,7 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
     write_blocks(&path, &changed, 5);
     let map = bitmap(size_of(&path), &changed);
     let (tree, counts) = lab.back_up(&path, Start::Changed { base: ended.trees[0] }, Some(&map));
-    assert_eq!(counts.shipped.get(), 100 * BLOCK_SIZE);
+    assert_eq!(counts.shipped.get(), 200 * BLOCK_SIZE);
     let mut found = 0;
     let mut sink = |offset: ByteOffset, plain: &[u8]| {
         found += 1;
@@ -218,5 +219,5 @@ fn many_small_packs_and_tree_packs_keep_their_order() {
         Ok(())
     };
     lab.store.read_disk(&tree, &mut sink).expect("read back");
-    assert_eq!(found, 700);
+    assert_eq!(found, 1400);
 }

@@ -20,6 +20,7 @@ use wire::{Account, BackupDisk, DiskCounts, JobDone, Order, RestoreDisk, StageAc
 
 /// As the product's default.
 const PACK_SIZE: u32 = 16 << 20;
+const MIB: u32 = 1 << 20;
 const WATCHDOG_S: u16 = 90;
 const PROGRESS_MS: u16 = 1000;
 const USERDEVICE: u16 = 4;
@@ -70,6 +71,9 @@ pub(crate) struct BackupArguments {
     /// zstd level.
     #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
     level: i8,
+    /// Size at which packs are ended, in MiB: 1 to 64.
+    #[arg(long, default_value_t = PACK_SIZE / MIB, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pack_size: u32,
 }
 
 #[derive(Debug, Args)]
@@ -97,7 +101,7 @@ struct Ended {
 }
 
 pub(crate) fn back_up(arguments: &BackupArguments) -> Result<Value, Error> {
-    let BackupArguments { common, disks, trees, base, bitmap, level } = arguments;
+    let BackupArguments { common, disks, trees, base, bitmap, level, pack_size } = arguments;
     if disks.len() != trees.len() {
         return Err(Error::Job("as many --tree as --disk are needed".into()));
     }
@@ -121,7 +125,7 @@ pub(crate) fn back_up(arguments: &BackupArguments) -> Result<Value, Error> {
         }];
         let work = Work::Backup {
             level: *level,
-            pack_size: PACK_SIZE,
+            pack_size: *pack_size * MIB,
             rate_limit: None,
             throttle: None,
             skip_bad_blocks: false,

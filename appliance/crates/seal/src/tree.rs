@@ -10,16 +10,16 @@ use crate::{BlockId, Error, IdKey, NodeId, TreeId};
 use blocks::ByteCount;
 use serde::{Deserialize, Serialize};
 
-/// Children of a node.
-pub const FAN_OUT: u64 = 256;
+/// Children of a node: of the sizes that keep trees shallow the one that costs an incremental least, see `FORMAT.md`.
+pub const FAN_OUT: u64 = 64;
 /// Bytes of every node.
 pub const NODE_SIZE: usize = FAN_OUT as usize * 32;
-/// Most levels: enough for 2^32 blocks, above the largest disk.
-pub const MAX_LEVELS: u8 = 4;
+/// Most levels: those of the largest disk.
+pub const MAX_LEVELS: u8 = 5;
 
 const ABSENT: [u8; 32] = [0; 32];
 
-const _: () = assert!(NODE_SIZE == 8192);
+const _: () = assert!(NODE_SIZE == 2048);
 const _: () = assert!(blocks::MAX_DISK_SIZE.blocks_ceil().get() <= FAN_OUT.pow(MAX_LEVELS as u32));
 
 /// A disk's content as the store knows it.
@@ -31,7 +31,7 @@ pub struct Tree {
     pub root: Option<NodeId>,
 }
 
-/// One node: 256 child ids.
+/// One node: [`FAN_OUT`] child ids.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Node {
     bytes: Box<[u8; NODE_SIZE]>,
@@ -74,7 +74,7 @@ impl Tree {
     }
 }
 
-/// Levels of nodes above the blocks of a disk of `size`: 1 up to 16 MiB, 2 up to 4 GiB, 3 up to 1 TiB.
+/// Levels of nodes above the blocks of a disk of `size`: 1 up to 4 MiB, 2 up to 256 MiB, 3 up to 16 GiB, 4 up to 1 TiB.
 pub fn levels(size: ByteCount) -> u8 {
     let blocks = size.blocks_ceil().get();
     let mut levels = 1;
@@ -223,7 +223,7 @@ impl TreeBuilder {
         self.load(id, 1, index, source)
     }
 
-    /// Replaces the level 1 node at `index` (blocks `index * 256 ..`). `emit` gets every node that is not
+    /// Replaces the level 1 node at `index` (blocks `index * FAN_OUT ..`). `emit` gets every node that is not
     /// in the base, children before parents.
     ///
     /// # Errors
@@ -485,7 +485,7 @@ mod tests {
     #[test]
     fn levels_at_every_edge() {
         for (blocks, expected) in
-            [(0, 1), (1, 1), (256, 1), (257, 2), (65536, 2), (65537, 3), (1 << 24, 3), ((1 << 24) + 1, 4)]
+            [(0, 1), (1, 1), (64, 1), (65, 2), (4096, 2), (4097, 3), (1 << 24, 4), ((1 << 24) + 1, 5)]
         {
             assert_eq!(levels(disk(blocks)), expected, "{blocks} blocks");
         }
@@ -503,14 +503,14 @@ mod tests {
     fn one_changed_block_adds_one_node_per_level() {
         let key = IdKey::new(&[1; 32]);
         let mut store = Store::default();
-        let first: Content = (0..200_000).step_by(97).map(|i| (i, 1)).collect();
+        let first: Content = (0..200_000).step_by(35).map(|i| (i, 1)).collect();
         let (base, _) = build(&key, &mut store, disk(200_000), None, &first);
         store.fetched = 0;
         let (tree, added) = build(&key, &mut store, disk(200_000), Some(base), &Content::from([(70_000, 9)]));
         assert_eq!(added, 3);
         assert_eq!(store.fetched, 3);
         assert_ne!(tree.id(&key), base.id(&key));
-        let (same, added) = build(&key, &mut store, disk(200_000), Some(base), &Content::from([(97, 1)]));
+        let (same, added) = build(&key, &mut store, disk(200_000), Some(base), &Content::from([(70, 1)]));
         assert_eq!((same, added), (base, 0));
     }
 

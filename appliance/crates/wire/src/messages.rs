@@ -27,7 +27,7 @@ pub const PATH_JOB_DONE: &str = "/abd/v1/job-done";
 /// Most ids in one [`KnownQuestion`]: 64 MiB of disk.
 pub const MAX_KNOWN_IDS: usize = 1024;
 /// Most nodes in one [`NodesQuestion`]: 512 KiB.
-pub const MAX_NODES: usize = 64;
+pub const MAX_NODES: usize = 256;
 /// Most blocks in one [`BlocksQuestion`]: 4 MiB of plain bytes.
 pub const MAX_BLOCKS: usize = 64;
 

@@ -306,7 +306,7 @@ async fn an_abd_stays_within_its_order() {
         let question = BlocksQuestion { disk: 0, blocks };
         assert_eq!(code(abd.ask::<_, ProgressAnswer>(PATH_BLOCKS, &question).await).1, "bad-message");
     }
-    for (level, first, count) in [(0, 0, 1), (2, 0, 1), (255, 0, 1), (1, 0, 65)] {
+    for (level, first, count) in [(0, 0, 1), (2, 0, 1), (255, 0, 1), (1, 0, MAX_NODES as u16 + 1)] {
         let question = NodesQuestion { disk: 0, level, first, count };
         assert_eq!(code(abd.ask::<_, NodesAnswer>(PATH_NODES, &question).await).1, "bad-message");
     }

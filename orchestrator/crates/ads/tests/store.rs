@@ -6,7 +6,7 @@ mod support;
 
 use ads::{Depth, Error, ErrorKind, Scope, Store};
 use blocks::{BLOCK_SIZE, ByteCount};
-use seal::{PackKind, Tree};
+use seal::{FAN_OUT, PackKind, Tree};
 use std::fs;
 use std::path::Path;
 use support::{backup, chain, disk, files, pack_disk, point, restore, store_disk};
@@ -227,13 +227,13 @@ fn trees_that_are_not_whole_are_refused_with_the_place() {
 #[test]
 fn a_short_block_does_not_survive_growth() {
     let (_dir, store) = store();
-    for blocks in [2u64, 255, 256, 300] {
+    for blocks in [2, FAN_OUT - 1, FAN_OUT, FAN_OUT + 44] {
         let size = blocks * BLOCK_SIZE + 512;
         let mut bytes = disk(blocks, size as usize);
         bytes[(blocks * BLOCK_SIZE) as usize] = 1;
         let base = store_disk(&store, &bytes).unwrap();
         // What a careless ABD would name: the base's blocks, although the disk has grown.
-        let grown = ByteCount::new(size + 64 * 256 * BLOCK_SIZE);
+        let grown = ByteCount::new(size + 64 * FAN_OUT * BLOCK_SIZE);
         let mut nodes = support::Nodes::default();
         collect(&store, &base, &mut nodes);
         let mut fresh = Vec::new();
@@ -261,7 +261,9 @@ fn collect(store: &Store, tree: &Tree, nodes: &mut support::Nodes) {
     fn below(store: &Store, id: seal::NodeId, level: u8, nodes: &mut support::Nodes) {
         let node = store.read_node(id).unwrap();
         if level > 1 {
-            (0..256).filter_map(|slot| node.child(slot)).for_each(|id| below(store, id, level - 1, nodes));
+            (0..FAN_OUT as usize)
+                .filter_map(|slot| node.child(slot))
+                .for_each(|id| below(store, id, level - 1, nodes));
         }
         nodes.0.insert(id, seal::Node::clone(&node));
     }

@@ -11,7 +11,7 @@ use wire::BlocksAnswer;
 
 /// Nodes kept in memory: 16 MiB. An ABD reads a tree in order, so that the upper nodes and one stretch of
 /// the lowest level are enough.
-pub(super) const CACHED_NODES: usize = 2048;
+pub(super) const CACHED_NODES: usize = 8192;
 
 /// Bytes that an answer has for a block beside the block's own: a codec and two sizes.
 const MOST_ABOUT_A_BLOCK: usize = 16;

@@ -8,7 +8,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use pin::{Fingerprint, Identity};
-use seal::{BlockId, Codec, IdKey, Node, Opener, Sealed, Tree};
+use seal::{BlockId, Codec, FAN_OUT, IdKey, Node, Opener, Sealed, Tree};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -154,8 +154,9 @@ impl Abd {
         let mut nodes = self.fetch_nodes(&key, disk, &tree).await;
         let mut wanted = Vec::new();
         seal::walk_leaves(&key, &tree, &mut nodes, &mut |index, leaf| {
-            for slot in 0..256 {
-                wanted.extend(leaf.block(slot).map(|id| (BlockIndex::new(index * 256 + slot as u64), id)));
+            for slot in 0..FAN_OUT {
+                let block = BlockIndex::new(index * FAN_OUT + slot);
+                wanted.extend(leaf.block(slot as usize).map(|id| (block, id)));
             }
             Ok(())
         })
