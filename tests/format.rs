@@ -3,6 +3,7 @@
 
 use e2e::{Lab, noise, sparse_digest, text};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -27,7 +28,11 @@ impl Reader {
     }
 
     fn read(&self, arguments: &[&str]) -> Output {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format/read_store.py");
+        self.run("read_store.py", arguments)
+    }
+
+    fn run(&self, script: &str, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format").join(script);
         Command::new(&self.python).arg(script).args(arguments).output().expect("Python starts")
     }
 }
@@ -98,4 +103,38 @@ fn a_reader_that_knows_the_document_alone_finds_a_flipped_bit_in_every_kind_of_f
         std::fs::write(&file, &whole).expect("written");
     }
     assert!(reader.read(&[name]).status.success());
+}
+
+/// Each file below a directory, with its bytes.
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                let name = path.strip_prefix(root).expect("below it").to_owned();
+                found.insert(name, std::fs::read(path).expect("readable"));
+            }
+        }
+    }
+    found
+}
+
+/// Stores that exist must be read for ever, so what the program is tested with does not change unnoticed.
+#[test]
+fn the_objects_that_are_kept_are_those_that_the_document_gives() {
+    let Some(reader) = Reader::new() else { return };
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../orchestrator/crates/ads/tests/fixtures/golden");
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = reader.run("write_objects.py", &[dir.path().to_str().expect("a path of ours")]);
+    assert!(output.status.success(), "{}", said(&output));
+    let (kept, written) = (contents(&kept), contents(dir.path()));
+    let names = |found: &BTreeMap<PathBuf, Vec<u8>>| found.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&kept), names(&written));
+    for (name, bytes) in kept {
+        assert!(written[&name] == bytes, "{}", name.display());
+    }
 }
