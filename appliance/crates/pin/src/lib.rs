@@ -1,9 +1,9 @@
 //! TLS in which both sides know the other's key beforehand.
 //!
-//! Owns: a key pair that lives in memory only, and the TLS settings of both ends: TLS 1.3, raw public keys
-//! (RFC 7250), no certificate, no authority, no name check. Promises: a client talks only to the one key it
-//! was given; a server gets from every connection the peer's proven [`Fingerprint`]. Never: stores a key or
-//! opens a connection.
+//! Owns: a key pair, and the TLS settings of both ends: TLS 1.3, raw public keys (RFC 7250), no certificate, no
+//! authority, no name check. Promises: a client talks only to the one key it was given; a server gets from every
+//! connection the peer's proven [`Fingerprint`]. Never: stores a key or opens a connection. A delegate's key lives in
+//! memory only; who must be known again later keeps the bytes of [`Identity::generate_kept`].
 
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,7 @@ pub const SERVER_NAME: &str = "abd.invalid";
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
-/// A key pair made for one process.
+/// A key pair.
 pub struct Identity {
     key: Arc<CertifiedKey>,
     fingerprint: Fingerprint,
@@ -109,15 +109,32 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Makes a fresh ECDSA P-256 key pair. It is never written anywhere.
+    /// Makes a fresh ECDSA P-256 key pair that nobody can know again.
     ///
     /// # Errors
     /// [`Error::Key`] where the system has no randomness.
     pub fn generate() -> Result<Self, Error> {
-        let key_error = |what: &dyn fmt::Display| Error::Key(what.to_string());
+        Self::generate_kept().map(|(identity, _)| identity)
+    }
+
+    /// Makes a fresh key pair, and gives it as PKCS#8 in DER too: a secret, for who must be known again later.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_kept() -> Result<(Self, Vec<u8>), Error> {
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
-            .map_err(|error| key_error(&error))?;
-        let private = PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec());
+            .map_err(|error| Error::Key(error.to_string()))?;
+        let bytes = pkcs8.as_ref().to_vec();
+        Ok((Self::from_pkcs8(&bytes)?, bytes))
+    }
+
+    /// The key pair that [`generate_kept`](Self::generate_kept) gave.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] for what is no private key.
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, Error> {
+        let key_error = |what: &dyn fmt::Display| Error::Key(what.to_string());
+        let private = PrivatePkcs8KeyDer::from(der.to_vec());
         let signing = provider().key_provider.load_private_key(private.into())?;
         let spki = signing.public_key().ok_or_else(|| key_error(&"the key has no public half"))?.to_vec();
         let fingerprint = Fingerprint::of(&spki);
@@ -239,6 +256,18 @@ mod tests {
             .with_custom_certificate_verifier(Arc::new(verify::OneServer { pin: server.fingerprint() }))
             .with_no_client_auth();
         assert!(handshake(client, server.server_config().expect("server")).is_err());
+    }
+
+    #[test]
+    fn a_kept_key_is_the_same_key_again_and_what_is_none_is_refused() {
+        let (identity, bytes) = Identity::generate_kept().expect("key");
+        let again = Identity::from_pkcs8(&bytes).expect("the same");
+        assert_eq!(again.fingerprint(), identity.fingerprint());
+        let server = again.server_config().expect("server");
+        let client =
+            Identity::generate().expect("key").client_config(identity.fingerprint()).expect("client");
+        handshake(client, server).expect("handshake");
+        assert!(Identity::from_pkcs8(&bytes[1..]).is_err() && Identity::from_pkcs8(b"").is_err());
     }
 
     #[test]

@@ -268,6 +268,24 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// The server that holds the store does not let this machine do that.
+    #[error("the server does not {what} {} for this machine: {reason}", place.display())]
+    Denied {
+        /// The verb.
+        what: &'static str,
+        /// The object's address.
+        place: PathBuf,
+        /// What the server said.
+        reason: String,
+    },
+    /// A file with a key that cannot be used.
+    #[error("the key in {} cannot be used: {reason}", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl Error {
@@ -297,7 +315,9 @@ impl Error {
             | Self::StaleLists { .. }
             | Self::Job { .. }
             | Self::Address { .. }
-            | Self::Changed { .. } => ErrorKind::Refused,
+            | Self::Changed { .. }
+            | Self::Denied { .. }
+            | Self::KeyFile { .. } => ErrorKind::Refused,
             Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,
             Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,

@@ -25,15 +25,17 @@
 mod backend;
 mod error;
 mod ingest;
+mod serve;
 mod service;
 mod store;
 
 pub use backend::{
-    Backend, FileOps, Listed, LocalBackend, LocalFiles, MAX_KEY, Object, Place, Presence, Probe, S3Address,
-    S3Backend,
+    AbdAddress, Backend, DEFAULT_PORT, FileOps, Listed, LocalBackend, LocalFiles, MAX_KEY, Object, Place,
+    Presence, Probe, RemoteBackend, S3Address, S3Backend, identity_in, use_identity_file,
 };
 pub use error::{Error, ErrorKind};
 pub use ingest::PackReceipt;
+pub use serve::{Call, Client, Denied, Offer, Role, ServeLimits, Server, Standing};
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
     Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport,

@@ -4,7 +4,8 @@
 //! local     a directory: temporary file, sync, rename, sync of the directory; the lock
 //! files     the file system's operations, one by one
 //! s3        a bucket of S3-compatible object storage
-//! place     what a user writes, `/srv/store` or `s3://bucket/prefix`, to a backend
+//! remote    a store that `abd serve` offers on another machine
+//! place     what a user writes, `/srv/store`, `s3://bucket/prefix` or `abd://host?key=…`, to a backend
 //! probe     tries whether a backend gives what it must
 //! ```
 //!
@@ -20,15 +21,18 @@ pub(crate) mod files;
 pub(crate) mod local;
 mod place;
 mod probe;
+mod remote;
 mod s3;
 
 pub use files::{FileOps, LocalFiles};
 pub use local::LocalBackend;
 pub use place::Place;
 pub use probe::Probe;
+pub use remote::{AbdAddress, DEFAULT_PORT, RemoteBackend, identity_in, use_identity_file};
 pub use s3::{S3Address, S3Backend};
 
 use crate::Error;
+use crate::serve::Standing;
 use seal::PackId;
 use std::any::Any;
 use std::io;
@@ -167,6 +171,14 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// for a minute.
     fn may_be_stale(&self) -> bool {
         false
+    }
+
+    /// What this client may do, where a server decides about that; `None` where the place itself does.
+    ///
+    /// # Errors
+    /// What the server said.
+    fn standing(&self) -> Result<Option<Standing>, Error> {
+        Ok(None)
     }
 
     /// How many small reads are worth having under way at once.

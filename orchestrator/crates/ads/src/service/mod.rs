@@ -29,7 +29,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pin::{Fingerprint, Identity};
 use session::{Access, Registry};
-use stall::Stalled;
+pub(crate) use stall::Stalled;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

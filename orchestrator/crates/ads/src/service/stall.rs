@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-pub(super) struct Stalled<S> {
+pub(crate) struct Stalled<S> {
     stream: S,
     limit: Duration,
     /// Runs while a write waits.
@@ -18,7 +18,7 @@ pub(super) struct Stalled<S> {
 }
 
 impl<S> Stalled<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(crate) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waiting: None }
     }
 

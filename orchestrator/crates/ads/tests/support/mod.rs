@@ -7,6 +7,7 @@ pub mod client;
 pub mod crash;
 pub mod faults;
 pub mod memory;
+pub mod served;
 pub mod servers;
 pub mod suite;
 pub mod turns;

@@ -3,6 +3,7 @@
 use super::super::Listed;
 use super::address::{S3Address, Style};
 use super::credentials::{self, Source};
+use super::reader::Ranges;
 use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
@@ -153,31 +154,6 @@ impl Client {
         })
     }
 
-    /// Up to `wanted` bytes from `offset` on, at least `needed`.
-    pub(super) fn get_range(&self, key: &str, offset: u64, wanted: u64, needed: u64) -> io::Result<Bytes> {
-        let (store, key) = (self.store(), self.key(key)?);
-        self.wait(async move {
-            let range = GetRange::Bounded(offset..offset.saturating_add(wanted));
-            let options = GetOptions { range: Some(range), ..GetOptions::default() };
-            match read(&store, &key, options, None).await {
-                Ok(bytes) if (needed..=wanted).contains(&(bytes.len() as u64)) => Ok(bytes),
-                Ok(bytes) if bytes.len() as u64 > wanted => Err(io::Error::other(format!(
-                    "the server gave {} bytes, {wanted} were asked for",
-                    bytes.len()
-                ))),
-                Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
-                // A range past the end is an error like others; the size tells it apart.
-                Err(error) => match store.head(&key).await {
-                    Ok(about) if about.size < offset.saturating_add(needed) => {
-                        Err(io::ErrorKind::UnexpectedEof.into())
-                    }
-                    _ => Err(error),
-                },
-            }
-        })
-    }
-
     pub(super) fn head(&self, key: &str) -> io::Result<Option<u64>> {
         let (store, key) = (self.store(), self.key(key)?);
         self.wait(async move {
@@ -214,6 +190,32 @@ impl Client {
             match store.delete(&key).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
                 Err(error) => Err(said(error)),
+            }
+        })
+    }
+}
+
+impl Ranges for Client {
+    fn get_range(&self, key: &str, offset: u64, wanted: u64, needed: u64) -> io::Result<Bytes> {
+        let (store, key) = (self.store(), self.key(key)?);
+        self.wait(async move {
+            let range = GetRange::Bounded(offset..offset.saturating_add(wanted));
+            let options = GetOptions { range: Some(range), ..GetOptions::default() };
+            match read(&store, &key, options, None).await {
+                Ok(bytes) if (needed..=wanted).contains(&(bytes.len() as u64)) => Ok(bytes),
+                Ok(bytes) if bytes.len() as u64 > wanted => Err(io::Error::other(format!(
+                    "the server gave {} bytes, {wanted} were asked for",
+                    bytes.len()
+                ))),
+                Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+                // A range past the end is an error like others; the size tells it apart.
+                Err(error) => match store.head(&key).await {
+                    Ok(about) if about.size < offset.saturating_add(needed) => {
+                        Err(io::ErrorKind::UnexpectedEof.into())
+                    }
+                    _ => Err(error),
+                },
             }
         })
     }

@@ -15,11 +15,11 @@ mod credentials;
 mod reader;
 
 pub use address::S3Address;
+pub(super) use reader::{Ranges, Stretches};
 
 use super::{Backend, Listed, Object, Presence, TMP};
 use crate::Error;
 use client::Client;
-use reader::S3Object;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Backend for S3Backend {
     }
 
     fn open(&self, key: &str) -> Result<Arc<dyn Object>, Error> {
-        Ok(Arc::new(S3Object::new(self.client.clone(), key)))
+        Ok(Arc::new(Stretches::new(self.client.clone(), key)))
     }
 
     fn head(&self, key: &str) -> Result<Option<u64>, Error> {

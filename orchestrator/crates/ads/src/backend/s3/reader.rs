@@ -1,10 +1,9 @@
-//! Parts of an object in object storage.
+//! Parts of an object on another machine.
 //!
 //! A pack's index entries are 48 bytes each and its nodes some hundred, and each request costs tens of milliseconds. So
 //! a small read fetches the stretch around it, and a few stretches are kept. What is read is proven by ids and not by
 //! where it came from, and objects never change.
 
-use super::client::Client;
 use bytes::Bytes;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -14,15 +13,21 @@ const STRETCH: u64 = 64 << 10;
 /// Stretches kept for one object; with the 128 open packs of a store 32 MiB.
 const KEPT: usize = 4;
 
+/// Who gives parts of objects.
+pub(in crate::backend) trait Ranges: Send + Sync + std::fmt::Debug {
+    /// Up to `wanted` bytes from `offset` on, at least `needed`.
+    fn get_range(&self, key: &str, offset: u64, wanted: u64, needed: u64) -> io::Result<Bytes>;
+}
+
 #[derive(Debug)]
-pub(super) struct S3Object {
-    client: Arc<Client>,
+pub(in crate::backend) struct Stretches<C> {
+    client: Arc<C>,
     key: String,
     kept: Mutex<Vec<(u64, Bytes)>>,
 }
 
-impl S3Object {
-    pub(super) fn new(client: Arc<Client>, key: &str) -> Self {
+impl<C: Ranges> Stretches<C> {
+    pub(in crate::backend) fn new(client: Arc<C>, key: &str) -> Self {
         Self { client, key: key.to_owned(), kept: Mutex::default() }
     }
 
@@ -43,7 +48,7 @@ impl S3Object {
     }
 }
 
-impl super::Object for S3Object {
+impl<C: Ranges> super::Object for Stretches<C> {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let size = buffer.len() as u64;
         if size == 0 {
