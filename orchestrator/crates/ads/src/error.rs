@@ -268,6 +268,40 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// A lease that a server does not keep.
+    #[error("the lease is refused: {reason}")]
+    LeaseRefused {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A restore point that is younger than anything that is removed here.
+    #[error("restore point {id} stays until {until}: the store keeps everything for {days} days")]
+    FloorHolds {
+        /// The point.
+        id: PointId,
+        /// The store's floor.
+        days: u32,
+        /// Until when.
+        until: String,
+    },
+    /// A floor is not lowered.
+    #[error("the store keeps everything for {found} days, and that is only raised, not set to {wanted}; who must, removes {} where the store is", path.display())]
+    FloorStands {
+        /// The object that says so.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+        /// What was wanted.
+        wanted: u32,
+    },
+    /// What says how long everything is kept cannot be read.
+    #[error("{} cannot be read, so that no restore point is removed: {reason}", path.display())]
+    FloorUnreadable {
+        /// The object.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The server that holds the store does not let this machine do that.
     #[error("the server does not {what} {} for this machine: {reason}", place.display())]
     Denied {
@@ -301,6 +335,7 @@ impl Error {
             | Self::Damaged { .. }
             | Self::Tree(_)
             | Self::TreeId { .. }
+            | Self::FloorUnreadable { .. }
             | Self::PointDamaged { .. } => ErrorKind::Damaged,
             Self::NoBlock { .. } | Self::NoNode { .. } | Self::NotWhole { .. } | Self::NotFinished { .. } => {
                 ErrorKind::Missing
@@ -317,6 +352,9 @@ impl Error {
             | Self::Address { .. }
             | Self::Changed { .. }
             | Self::Denied { .. }
+            | Self::LeaseRefused { .. }
+            | Self::FloorHolds { .. }
+            | Self::FloorStands { .. }
             | Self::KeyFile { .. } => ErrorKind::Refused,
             Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,

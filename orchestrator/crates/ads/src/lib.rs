@@ -35,7 +35,7 @@ pub use backend::{
 };
 pub use error::{Error, ErrorKind};
 pub use ingest::PackReceipt;
-pub use serve::{Call, Client, Denied, Offer, Role, ServeLimits, Server, Standing};
+pub use serve::{Call, Client, Clients, Denied, Guard, Offer, Role, ServeLimits, Server, Standing};
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
     Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport,

@@ -4,27 +4,22 @@
 
 mod support;
 
-use ads::{Backend, ErrorKind, LocalBackend, ServeLimits, Store};
+use ads::{Backend, ErrorKind, ServeLimits, Store};
 use std::cell::RefCell;
 use std::sync::Arc;
 use support::memory::Memory;
 use support::served::{Everything, Served};
 use support::{backup, chain, disk, restore, suite};
-use tempfile::TempDir;
 
 fn serve(backend: Arc<dyn Backend>) -> Served {
     Served::start(Arc::new(Everything { backend }), ServeLimits::default())
 }
 
 #[test]
-fn a_directory_behind_a_server_passes_the_suite() {
-    let dir = TempDir::new().unwrap();
+fn what_is_behind_a_server_passes_the_suite() {
     let servers = RefCell::new(Vec::new());
     suite::run(&|| {
-        let count = servers.borrow().len();
-        let backend = Arc::new(LocalBackend::new(&dir.path().join(count.to_string())));
-        backend.prepare().unwrap();
-        let served = serve(backend);
+        let served = serve(Arc::new(Memory::default()));
         let backend = served.backend("client");
         servers.borrow_mut().push(served);
         backend

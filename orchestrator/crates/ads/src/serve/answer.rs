@@ -8,7 +8,7 @@ use super::protocol::{Client, MAX_OBJECT};
 use super::{Offer, Shared};
 use crate::backend::{Listed, Object};
 use bytes::Bytes;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use pin::Fingerprint;
@@ -53,8 +53,12 @@ pub(super) async fn answer(
         Ok(response) => response,
         Err(denied) => {
             note(&client, &head.method, path, &denied);
-            body::drain(&mut body, MAX_OBJECT, &seat.rate, Deadline::new(shared.limits.stall, MAX_OBJECT))
-                .await;
+            // Who was too slow is not waited for again.
+            if denied.status != 408 {
+                let size = body.size_hint().lower().min(MAX_OBJECT);
+                let deadline = Deadline::new(shared.limits.stall, size);
+                body::drain(&mut body, MAX_OBJECT, &seat.rate, deadline).await;
+            }
             refused(&denied)
         }
     })

@@ -2,22 +2,25 @@
 //!
 //! Owns listeners and connections, and what each client may cost. Promises: a call is answered only for a key that is
 //! known, and only as the [`Offer`] allows; who is slow is cut, and holds no more memory than its share; bytes from outside
-//! never panic. What may be done to a store is decided by the offer, on this side, and never by the client.
+//! never panic. What may be done to a store is decided in [`Guard`], on this side, and never by the client.
 //!
 //! ```text
 //! protocol  what both sides say        call    a request, understood or refused      body     bounded reading, answers in pieces
 //! limits    what clients may cost      answer  the calls                             denied   why a call is not done
+//! guard     what each client may do to a store
 //! ```
 
 mod answer;
 mod body;
 mod call;
 mod denied;
+mod guard;
 mod limits;
 pub(crate) mod protocol;
 
 pub use call::Call;
 pub use denied::Denied;
+pub use guard::{Clients, Guard};
 pub use limits::ServeLimits;
 pub use protocol::{Client, Role, Standing};
 

@@ -6,12 +6,17 @@
 //! nodes      reading blocks and trees     tree     proof that a tree is whole
 //! points     restore points               verify   what is damaged, and who suffers
 //! pins       points that must stay         statistics  what VMs and points take
+//! floor      how long all points stay      admit       what others send through a server
+//! known      points in short
 //! ```
 
+mod admit;
 mod cache;
 mod config;
+mod floor;
 mod gc;
 mod index;
+mod known;
 mod nodes;
 mod packs;
 mod pins;
@@ -25,19 +30,23 @@ mod verify;
 
 pub use config::FORMAT_VERSION;
 pub use gc::{GcOptions, GcReport, Lease};
+pub(crate) use gc::{MAX_COUNTER, MAX_LEASE, lease_named};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use pins::Pin;
+pub(crate) use pins::{MAX_PIN_SIZE, pin_key};
 pub use points::{
     DamagedPoint, DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, Points, RestorePoint,
     StoredPoint,
 };
+pub(crate) use points::{MAX_POINT_SIZE, point_key};
 pub use report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
 pub use statistics::{PointStatistics, Statistics, VmStatistics};
 pub use time::timestamp;
 
 use crate::Error;
 use crate::backend::{Backend, CONFIG, FileOps, LocalBackend, Place, Presence, Probe, pack_key};
+use crate::serve::Standing;
 use blocks::ByteCount;
 use cache::Generations;
 use config::Config;
@@ -62,6 +71,8 @@ pub struct Store {
     finished: Mutex<HashSet<TreeId>>,
     /// What this process knows of collections.
     generation: gc::Generation,
+    /// Restore points in short.
+    known: Mutex<known::KnownPoints>,
     /// Threads that walk trees, started with the first one.
     walkers: OnceLock<ThreadPool>,
     _presence: Presence,
@@ -174,6 +185,7 @@ impl Store {
             node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
             finished: Mutex::default(),
             generation: Mutex::new(generation),
+            known: Mutex::default(),
             walkers: OnceLock::new(),
             root: backend.root(),
             backend,
@@ -192,6 +204,14 @@ impl Store {
     /// What the backend says, or [`Error::Unfit`] with what it did wrong.
     pub fn probe(&self) -> Result<Probe, Error> {
         Probe::run(&*self.backend)
+    }
+
+    /// What this machine may do, where a server decides about that.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub fn standing(&self) -> Result<Option<Standing>, Error> {
+        self.backend.standing()
     }
 
     /// The store's own id.

@@ -170,7 +170,12 @@ impl Packs {
     pub(crate) fn add(&self, id: PackId, size: u32, index: &PackIndex) {
         let number = {
             let mut table = self.table.write().expect(LOCKED);
-            if table.numbers.contains_key(&id) {
+            if let Some(number) = table.numbers.get(&id).copied() {
+                drop(table);
+                // One that was removed, and came again.
+                if self.avoided.write().expect(LOCKED).gone.remove(&number) {
+                    self.place(number, index);
+                }
                 return;
             }
             let number = u32::try_from(table.records.len()).expect("packs are fewer than 2^32");
@@ -278,7 +283,7 @@ impl Packs {
     }
 
     pub(crate) fn contains(&self, id: PackId) -> bool {
-        self.table.read().expect(LOCKED).numbers.contains_key(&id)
+        self.number_of(id).is_some()
     }
 
     /// Where an object stands, also in a condemned pack.

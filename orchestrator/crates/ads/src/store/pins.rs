@@ -15,7 +15,7 @@ use std::time::SystemTime;
 /// Longest note in bytes.
 const MAX_NOTE: usize = 1000;
 /// Most bytes of a pin that are read.
-const MAX_PIN_SIZE: u64 = 16 << 10;
+pub(crate) const MAX_PIN_SIZE: u64 = 16 << 10;
 
 /// Why a restore point stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,6 @@ impl Store {
     }
 }
 
-fn pin_key(id: PointId) -> String {
+pub(crate) fn pin_key(id: PointId) -> String {
     format!("{PINS}{id}.json")
 }

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// Largest restore point that is written or read: a VM's metadata and 250 disks take a few hundred KiB.
-const MAX_POINT_SIZE: u64 = 16 << 20;
+pub(crate) const MAX_POINT_SIZE: u64 = 16 << 20;
 /// Points that are read one after the other wherever they are.
 const FEW_POINTS: usize = 4;
 /// A backend that is worth no more reads at once than this is as near as a disk: threads would cost more than they give.
@@ -187,7 +188,7 @@ impl RestorePoint {
 }
 
 impl PointId {
-    fn of(bytes: &[u8]) -> Self {
+    pub(super) fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
@@ -284,7 +285,7 @@ impl Store {
 
     /// Refuses a store that is not the one that was opened: its file system was mounted anew, or two programs made one
     /// at the same time where no lock is. What was added since went elsewhere, or has ids of another key.
-    fn check_unchanged(&self) -> Result<(), Error> {
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
         let found = Config::read(&*self.backend)?;
         match (found.id, found.id_key) == (self.config.id, self.config.id_key) {
             true => Ok(()),
@@ -292,7 +293,7 @@ impl Store {
         }
     }
 
-    fn check_finished(&self, disk: &PointDisk) -> Result<(), Error> {
+    pub(super) fn check_finished(&self, disk: &PointDisk) -> Result<(), Error> {
         let not_finished = |source| Error::NotFinished { vdi: disk.vdi.clone(), source: Box::new(source) };
         let found = disk.tree.id(&self.id_key);
         if found != disk.tree_id {
@@ -372,16 +373,29 @@ impl Store {
     /// Forgets a restore point. Its blocks stay.
     ///
     /// # Errors
-    /// [`Error::PointNotFound`], [`Error::PointPinned`], or what the file system says.
+    /// [`Error::PointNotFound`], [`Error::PointPinned`], [`Error::FloorHolds`], or what the file system says.
     pub fn remove_point(&self, id: PointId) -> Result<(), Error> {
+        self.remove_point_at(id, SystemTime::now())
+    }
+
+    /// The same by a clock that the caller trusts.
+    pub(crate) fn remove_point_at(&self, id: PointId, clock: SystemTime) -> Result<(), Error> {
         if self.is_pinned(id)? {
             return Err(Error::PointPinned { id });
         }
         let key = point_key(id);
         match self.backend.head(&key)? {
-            Some(_) => self.backend.delete(&key),
+            Some(_) => {
+                self.check_floor(id, clock)?;
+                self.backend.delete(&key)
+            }
             None => Err(Error::PointNotFound { wanted: id.to_string() }),
         }
+    }
+
+    /// Removes a point that the caller has just put, and that may not be whole.
+    pub(super) fn take_back(&self, id: PointId) -> Result<(), Error> {
+        self.backend.delete(&point_key(id))
     }
 
     /// Reads points, several at once where each has a long way.
@@ -403,12 +417,12 @@ impl Store {
     }
 }
 
-pub(super) fn point_key(id: PointId) -> String {
+pub(crate) fn point_key(id: PointId) -> String {
     format!("{POINTS}{id}.json")
 }
 
 /// The id that a key says; `None` for any other key.
-fn id_of(key: &str) -> Option<PointId> {
+pub(super) fn id_of(key: &str) -> Option<PointId> {
     let id = named_by(key)?;
     (key == point_key(id)).then_some(id)
 }
@@ -426,14 +440,18 @@ fn read_point(backend: &dyn Backend, key: &str) -> Result<StoredPoint, String> {
     if found != id {
         return Err(format!("its bytes have the id {found}"));
     }
+    Ok(StoredPoint { id, point: parse_point(&bytes)? })
+}
+
+/// Reads a point's bytes, of any version that this program knows.
+pub(super) fn parse_point(bytes: &[u8]) -> Result<RestorePoint, String> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
-    let version: Version = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let version: Version = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if !(RestorePoint::OLDEST_VERSION..=RestorePoint::VERSION).contains(&version.version) {
         return Err(format!("version {} is not known to this program; use a newer one", version.version));
     }
-    let point: RestorePoint = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    Ok(StoredPoint { id, point })
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }

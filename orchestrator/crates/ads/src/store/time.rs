@@ -1,6 +1,6 @@
 //! The time of a restore point as RFC 3339 text in UTC.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A time as a restore point's `created` says it: `2026-11-03T10:20:30.123Z`. Times before 1970 become 1970.
 pub fn timestamp(time: SystemTime) -> String {
@@ -25,6 +25,19 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let in_month = day - (153 * month + 2) / 5 + 1;
     let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
     (year + era * 400, month, in_month)
+}
+
+/// The whole second of a time in UTC; `None` for text that is none, and for times before 1970.
+pub(super) fn parse(text: &str) -> Option<SystemTime> {
+    let (whole, _) = sort_key(text)?;
+    let number = |from: usize, to: usize| whole.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    // Counted from March on, as in `civil`.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    let days = days.checked_sub(719_468)?;
+    let seconds = number(11, 13)? * 3600 + number(14, 16)? * 60 + number(17, 19)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(days * 86400 + seconds))
 }
 
 /// What times are ordered by; `None` for text that is no time in UTC.
@@ -52,7 +65,6 @@ pub(crate) fn sort_key(text: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn timestamps_are_those_of_the_date_command() {
@@ -64,7 +76,9 @@ mod tests {
             (1_793_701_230, "2026-11-03T10:20:30.000Z"),
             (4_102_444_799, "2099-12-31T23:59:59.000Z"),
         ] {
-            assert_eq!(timestamp(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+            let time = UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(timestamp(time), text);
+            assert_eq!(parse(text), Some(time), "{text}");
         }
     }
 

@@ -1,10 +1,16 @@
 //! A server of `abd serve` in this process, and clients of it.
 
-use ads::{Backend, Client, Denied, Offer, Place, Role, ServeLimits, Server, Standing, identity_in};
+use ads::{
+    Backend, Client, Denied, Guard, Offer, Place, Role, ServeLimits, Server, Standing, Store, identity_in,
+};
 use pin::{Fingerprint, Identity};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// Offers a backend as it is, to whoever is known: the way there and back, without any rule.
 #[derive(Debug)]
@@ -46,6 +52,42 @@ impl Offer for Everything {
     }
 }
 
+/// A store behind its guard, and who is known there.
+pub struct Vault {
+    pub served: Served,
+    /// The store itself, as a program on the server's machine opens it.
+    pub store: Arc<Store>,
+    pub backend: Arc<dyn Backend>,
+    pub known: Arc<Mutex<Vec<Client>>>,
+}
+
+impl Vault {
+    pub fn on(backend: Arc<dyn Backend>, append_only: bool, limits: ServeLimits) -> Self {
+        let store = Arc::new(Store::init_on(backend.clone()).unwrap());
+        let known: Arc<Mutex<Vec<Client>>> = Arc::default();
+        let table = known.clone();
+        let find = move |key| table.lock().unwrap().iter().find(|client| client.key == key).cloned();
+        let guard = Guard::new(store.clone(), Arc::new(find), append_only);
+        Self { served: Served::start(Arc::new(guard), limits), store, backend, known }
+    }
+
+    pub fn start() -> Self {
+        Self::on(Arc::new(super::memory::Memory::default()), false, ServeLimits::default())
+    }
+
+    /// Makes a client known and gives its way to the store.
+    pub fn client(&self, name: &str, role: Role) -> Arc<dyn Backend> {
+        let key = self.served.identity(name).fingerprint();
+        self.known.lock().unwrap().push(Client { name: name.into(), key, role });
+        self.served.backend(name)
+    }
+
+    /// The same, with the store opened.
+    pub fn open(&self, name: &str, role: Role) -> Arc<Store> {
+        Arc::new(Store::open_on(self.client(name, role)).unwrap())
+    }
+}
+
 /// A running server; ends with this value.
 pub struct Served {
     pub server: Option<Server>,
@@ -81,6 +123,17 @@ impl Served {
 
     pub fn backend(&self, client: &str) -> Arc<dyn Backend> {
         self.place(client).backend().unwrap()
+    }
+
+    /// A connection on which anything may be said.
+    pub fn raw(&self, client: &str) -> TlsStream<TcpStream> {
+        let config = self.identity(client).client_config(self.key).unwrap();
+        let at = self.server.as_ref().unwrap().addresses()[0];
+        self.runtime.block_on(async {
+            let stream = TcpStream::connect(at).await.unwrap();
+            let name = ServerName::try_from(pin::SERVER_NAME).unwrap();
+            TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        })
     }
 
     pub fn stop(&mut self) {

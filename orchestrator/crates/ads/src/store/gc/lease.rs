@@ -16,7 +16,7 @@ const RENEWAL: Duration = Duration::from_secs(600);
 
 /// What is looked for beside condemned lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum LookFor {
+pub(in crate::store) enum LookFor {
     /// Packs that were removed, where any were.
     Removed,
     /// Packs that came too.
@@ -71,9 +71,17 @@ impl Store {
         Ok(lease)
     }
 
+    /// Takes note of what other processes added and collected since the store was opened.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn refresh(&self) -> Result<(), Error> {
+        self.look_again(LookFor::AllPacks)
+    }
+
     /// Takes note of what collectors did since the store was opened: condemned packs are promised to nobody, removed ones
     /// are forgotten. In this order: a list is taken away only after its packs and a new generation.
-    pub(super) fn look_again(&self, look: LookFor) -> Result<(), Error> {
+    pub(in crate::store) fn look_again(&self, look: LookFor) -> Result<(), Error> {
         let lists = records::condemned(&*self.backend)?;
         let condemned: HashSet<PackId> =
             lists.values().flat_map(|list| list.packs.iter().map(|pack| pack.0)).collect();
@@ -109,7 +117,7 @@ impl Lease {
         let id = self.store.commit_point(point)?;
         // After the point: a collector that takes the lease away later than this looks for points after that.
         if let Err(lost) = self.check() {
-            self.store.remove_point(id)?;
+            self.store.take_back(id)?;
             return Err(lost);
         }
         Ok(id)

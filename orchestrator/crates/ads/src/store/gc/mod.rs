@@ -42,15 +42,18 @@
 //!
 //! ```text
 //! lease     taking, renewing, giving back, committing       records   what is written
+//! lent      leases that a server keeps for others
 //! collect   one collection                                  repack    moving what is needed out of sparse packs
 //! ```
 
 mod collect;
 mod lease;
+mod lent;
 mod records;
 mod repack;
 
 pub use collect::{GcOptions, GcReport};
-pub(super) use lease::Generation;
 pub use lease::Lease;
+pub(super) use lease::{Generation, LookFor};
+pub(crate) use lent::{MAX_COUNTER, MAX_LEASE, lease_named};
 pub(super) use records::generation;

@@ -31,11 +31,14 @@ pub(super) struct LeaseRecord {
     pub(super) created: String,
     /// Trees that he starts from.
     pub(super) trees: Vec<Tree>,
+    /// The key of the client for whom a server keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) holder: Option<String>,
 }
 
 impl LeaseRecord {
     pub(super) fn new(owner: &str, created: String, trees: Vec<Tree>) -> Self {
-        Self { version: VERSION, owner: owner.to_owned(), created, trees }
+        Self { version: VERSION, owner: owner.to_owned(), created, trees, holder: None }
     }
 }
 
@@ -96,7 +99,7 @@ pub(super) fn condemned_key(id: Uuid) -> String {
 }
 
 /// The id in a key with this ending.
-fn id_in(key: &str, ending: &str) -> Option<Uuid> {
+pub(super) fn id_in(key: &str, ending: &str) -> Option<Uuid> {
     file_name(key).strip_suffix(ending)?.parse().ok()
 }
 
@@ -107,7 +110,10 @@ pub(super) fn write<T: Serialize>(backend: &dyn Backend, key: &str, record: &T) 
 }
 
 /// Reads a record; `None` where it is gone.
-fn read<T: serde::de::DeserializeOwned>(backend: &dyn Backend, key: &str) -> Result<Option<T>, Error> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(
+    backend: &dyn Backend,
+    key: &str,
+) -> Result<Option<T>, Error> {
     let bytes = match backend.get(key, MAX_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if error.is_not_found() => return Ok(None),
@@ -117,7 +123,7 @@ fn read<T: serde::de::DeserializeOwned>(backend: &dyn Backend, key: &str) -> Res
     read.map_err(|error| Error::NotCollected { reason: format!("{key} cannot be read: {error}") })
 }
 
-fn check_version(key: &str, version: u32) -> Result<(), Error> {
+pub(super) fn check_version(key: &str, version: u32) -> Result<(), Error> {
     if version == VERSION {
         return Ok(());
     }
