@@ -22,6 +22,7 @@ mod preflight;
 mod release;
 mod retention;
 mod s3;
+mod serve;
 #[path = "../orchestrator/crates/ads/tests/support/servers.rs"]
 mod servers;
 mod signing;

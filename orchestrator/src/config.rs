@@ -7,6 +7,8 @@
 //! <state>/journal/       one file per job (see `journal`)
 //! <state>/locks/         one file per run and per VM while they run (see `lock`)
 //! <state>/store/         the store, unless another one is named
+//! <state>/client.pem     this machine's key, for stores that others serve; made on first use, mode 0600
+//! <state>/serve/         the key and the known clients of `abd serve`
 //! ```
 
 use crate::error::{Error, Kind, Result, file_error};
@@ -165,6 +167,16 @@ impl State {
     /// The store that is used where none is named.
     pub fn default_store(&self) -> PathBuf {
         self.directory.join("store")
+    }
+
+    /// The key by which servers of stores know this machine.
+    pub fn client_key_path(&self) -> PathBuf {
+        self.directory.join("client.pem")
+    }
+
+    /// What `abd serve` keeps.
+    pub fn serve_directory(&self) -> PathBuf {
+        self.directory.join("serve")
     }
 
     /// Every pool, in the order in which they were added.

@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod check;
 pub mod cleanup;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod doctor;
 pub mod error;

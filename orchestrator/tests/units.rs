@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-const UNITS: [(&str, &str); 2] = [
+const UNITS: [(&str, &str); 3] = [
     ("abd-backup@nightly.service", include_str!("../systemd/abd-backup@.service")),
     ("abd-backup@nightly.timer", include_str!("../systemd/abd-backup@.timer")),
+    ("abd-serve.service", include_str!("../systemd/abd-serve.service")),
 ];
 
 /// Writes the units as an instance of this build's program.
@@ -63,4 +64,22 @@ fn the_service_runs_a_job_file_and_waits_for_its_clean_up() {
         assert!(service.lines().any(|found| found == line), "{line}");
     }
     assert!(UNITS[1].1.contains("[Install]\nWantedBy=timers.target"));
+}
+
+/// The words that the unit of the server runs are words of this program.
+#[test]
+fn the_server_is_run_by_words_that_exist_and_has_what_it_needs() {
+    let service = UNITS[2].1;
+    let line =
+        service.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/abd ")).expect("a line");
+    let help = Command::new(env!("CARGO_BIN_EXE_abd")).args(["serve", "--help"]).output().expect("abd runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for word in line.split_whitespace().filter(|word| word.starts_with("--")) {
+        assert!(help.contains(word), "{word}");
+    }
+    for line in
+        ["StateDirectory=abd", "KillSignal=SIGTERM", "ProtectSystem=strict", "WantedBy=multi-user.target"]
+    {
+        assert!(service.lines().any(|found| found == line), "{line}");
+    }
 }

@@ -230,8 +230,13 @@ impl Lab {
     }
 
     /// Runs what [`Lab::command`] made, perhaps with more, to its end.
-    pub fn finish(&self, mut command: Command) -> Output {
-        Running::new(command.spawn().expect("abd starts")).finish()
+    pub fn finish(&self, command: Command) -> Output {
+        self.start_command(command).finish()
+    }
+
+    /// Starts what [`Lab::command`] made, perhaps with more.
+    pub fn start_command(&self, mut command: Command) -> Running {
+        Running::new(command.spawn().expect("abd starts"))
     }
 
     /// The same as [`Lab::command`] for people: without `--json`.

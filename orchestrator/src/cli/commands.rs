@@ -1,6 +1,8 @@
 //! The commands: each by the module that does it.
 
-use super::{Command, Session, doctor, jobs, plan, pools, release, retention, run, stats, store, templates};
+use super::{
+    Command, Session, doctor, jobs, plan, pools, release, retention, run, serve, stats, store, templates,
+};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
@@ -41,6 +43,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
         Command::Pin { point, note } => retention::pin(session, &point, &note).await,
         Command::Unpin { point } => retention::unpin(session, &point).await,
         Command::Store(command) => store::run(session, command).await,
+        Command::Serve(args) => serve::run(session, *args).await,
         Command::Reconcile { pool } => reconcile_command(session, pool.as_deref()).await,
         Command::Release(args) => release::run(session, args).await,
         Command::Doctor(args) => doctor::run(session, *args).await,

@@ -9,6 +9,7 @@ mod pools;
 mod release;
 mod retention;
 mod run;
+mod serve;
 mod stats;
 mod store;
 mod templates;
@@ -54,7 +55,8 @@ pub struct Cli {
     #[arg(long, global = true, env = "ABD_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// The data store: a directory, or s3://BUCKET/PREFIX?OPTIONS [default: `store` in the state directory].
+    /// The data store: a directory, s3://BUCKET/PREFIX?OPTIONS, or abd://HOST?key=KEY for one that `abd serve` offers
+    /// [default: `store` in the state directory].
     #[arg(long, global = true, env = "ABD_STORE", value_name = "PLACE")]
     store: Option<PathBuf>,
 
@@ -163,6 +165,14 @@ enum Command {
     /// Make, describe and try the data store.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Offer the store to other machines over TLS, until stopped.
+    ///
+    /// Each client is known by its key and has a role. Nothing but `abd serve client` makes one known. Clients name the store
+    /// as --store 'abd://HOST:7465?key=KEY'.
+    #[command(
+        after_help = "Example:\n  abd --store /srv/abd serve --gc-every 24h --keep-at-least 30\n  abd serve client add dc1 --role orchestrator --key 3f2a90c1b4d2…\n  abd serve key"
+    )]
+    Serve(Box<serve::ServeArgs>),
     /// Remove what dead jobs left in the pools. Can be run at any time.
     #[command(after_help = "Example:\n  abd reconcile")]
     Reconcile {
@@ -412,7 +422,8 @@ async fn find_sr(pool: &Pool, wanted: Option<&str>) -> Result<Ref<Sr>> {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    init_logging(cli.verbose);
+    let lasting = matches!(&cli.command, Command::Serve(args) if args.is_lasting());
+    init_logging(cli.verbose, lasting);
     let json = cli.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -425,6 +436,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     let state = State::open(cli.state_dir.unwrap_or_else(State::default_directory))?;
+    ads::use_identity_file(state.client_key_path());
     let default_store = cli.store.is_none();
     let store = cli.store.unwrap_or_else(|| state.default_store());
     // Where a run's output goes to a mail or a file, its summary says it all; what happens goes to the log.
@@ -467,8 +479,10 @@ fn print_error(error: &Error, json: bool) {
     }
 }
 
-fn init_logging(verbose: u8) {
+/// What runs until it is stopped says what it does, where others only say what goes wrong.
+fn init_logging(verbose: u8, lasting: bool) {
     let level = match verbose {
+        0 if lasting => "warn,ads::serve=info,abd_orchestrator=info",
         0 => "error",
         1 => "info",
         _ => "debug",

@@ -228,7 +228,9 @@ async fn read(store: &Arc<Store>) -> Result<(Vec<StoredPoint>, BTreeSet<PointId>
     .await
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(call)
         .await
         .map_err(|error| Error::new(Kind::Failed, "a store operation was stopped").because(error))?

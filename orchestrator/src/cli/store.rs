@@ -1,10 +1,10 @@
 //! `abd store`: makes the data store, says what it holds, and tries whether its place does what it must.
 
-use super::Session;
+use super::{Session, serve};
 use crate::catalog;
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report};
-use ads::{GcOptions, Points, Store};
+use ads::{GcOptions, Place, Points, Probe, Role, Standing, Store};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::Path;
@@ -25,6 +25,9 @@ pub(super) enum StoreCommand {
     /// indexes and at the restore points too; `abd verify` looks closer.
     #[command(after_help = "Example:\n  abd store check")]
     Check,
+    /// Print this machine's key, by which a server of `abd serve` knows it. Made on first use.
+    #[command(after_help = "Example:\n  abd store client-key")]
+    ClientKey,
     /// Free what no restore point needs any more. Backups and restores go on meanwhile.
     ///
     /// Packs that nobody needs are removed; what a job that runs right now might still refer to waits for a later collection.
@@ -53,7 +56,11 @@ pub(super) enum StoreCommand {
 /// Does it off the runtime: a store blocks.
 pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> {
     let (path, report) = (session.store.clone(), session.report.clone());
+    if let StoreCommand::ClientKey = command {
+        return serve::client_key(session);
+    }
     let work = move || match command {
+        StoreCommand::ClientKey => Ok(()),
         StoreCommand::Init => init(&path, &report),
         StoreCommand::Info => info(&path, &report),
         StoreCommand::Check => check(&path, &report),
@@ -83,8 +90,9 @@ fn info(path: &Path, report: &Report) -> Result<()> {
     let (store, _) = catalog::open(path, false)?;
     let points = store.points().map_err(catalog::store_error)?;
     let usage = store.usage();
+    let standing = store.standing().map_err(catalog::store_error)?;
     let value = json!({
-        "store": store.id(), "place": store.dir(), "format": ads::FORMAT_VERSION, "packs": usage.packs,
+        "standing": standing, "store": store.id(), "place": store.dir(), "format": ads::FORMAT_VERSION, "packs": usage.packs,
         "bytes": usage.bytes, "blocks": usage.blocks, "nodes": usage.nodes, "skipped": usage.skipped,
         "points": points.points.len(), "damaged_points": points.damaged.len(),
         "oldest": points.points.first().map(|stored| &stored.point.created),
@@ -99,6 +107,9 @@ fn info(path: &Path, report: &Report) -> Result<()> {
             ("blocks", format!("{} distinct, and {} tree nodes", usage.blocks, usage.nodes)),
             ("points", described(&points)),
         ];
+        if let Some(standing) = &standing {
+            lines.push(("here", format!("this machine {}", permitted(standing))));
+        }
         if usage.skipped > 0 {
             lines.push(("UNREADABLE", format!("{} packs; run `abd verify`", usage.skipped)));
         }
@@ -110,6 +121,12 @@ fn info(path: &Path, report: &Report) -> Result<()> {
 }
 
 fn gc(path: &Path, options: &GcOptions, report: &Report) -> Result<()> {
+    if let (Ok(Place::Served(address)), false) = (Place::from_path(path), options.dry_run) {
+        let text = format!("the store at {address} is collected by its server");
+        return Err(Error::new(Kind::Store, text).remedy(
+            "there, run `abd serve --gc-every 24h`, or `abd store gc`; here, --dry-run counts what could go",
+        ));
+    }
     let (store, _) = catalog::open(path, false)?;
     let progress = |done, total| report.event(&Event::Pieces { what: "restore points".into(), done, total });
     let found = store.collect(options, &progress).map_err(|error| match error {
@@ -162,24 +179,70 @@ fn described(points: &Points) -> String {
 
 fn check(path: &Path, report: &Report) -> Result<()> {
     let (store, _) = catalog::open(path, false)?;
-    let probe = store.probe().map_err(catalog::store_error)?;
+    let place = match store.standing().map_err(catalog::store_error)? {
+        Some(standing) => Tried::Served(standing),
+        None => Tried::Probed(store.probe().map_err(catalog::store_error)?),
+    };
     let points = store.points().map_err(catalog::store_error)?;
     let value = json!({
-        "store": store.id(), "place": store.dir(), "conditional_puts": probe.conditional_puts,
+        "store": store.id(), "place": store.dir(), "conditional_puts": place.conditional_puts(),
+        "standing": place.standing(),
         "skipped": store.skipped_packs().iter().map(|pack| json!({"path": pack.path, "reason": pack.reason})).collect::<Vec<_>>(),
         "damaged_points": points.damaged.iter().map(|point| json!({"path": point.path, "reason": point.reason})).collect::<Vec<_>>(),
     });
-    report.answer(&value, || {
-        let conditions = match probe.conditional_puts {
-            true => "heeds conditional writes",
-            false => "ignores conditional writes, which is harmless",
-        };
-        format!("{} does what a store needs, and {conditions}", store.dir().display())
+    report.answer(&value, || match &place {
+        Tried::Served(standing) => {
+            format!("{} is served: this machine {}", store.dir().display(), permitted(standing))
+        }
+        Tried::Probed(probe) => {
+            let conditions = match probe.conditional_puts {
+                true => "heeds conditional writes",
+                false => "ignores conditional writes, which is harmless",
+            };
+            format!("{} does what a store needs, and {conditions}", store.dir().display())
+        }
     });
     let damaged = first_damage(&store, &points);
     damaged.map_or(Ok(()), |text| {
         Err(Error::new(Kind::Damaged, text).remedy("run `abd verify --read-data` to see what suffers"))
     })
+}
+
+/// What was tried of a store's place.
+enum Tried {
+    /// A server says what this machine may do; whether its place is sound is for `abd store check` there.
+    Served(Standing),
+    Probed(Probe),
+}
+
+impl Tried {
+    fn conditional_puts(&self) -> Option<bool> {
+        match self {
+            Self::Served(_) => None,
+            Self::Probed(probe) => Some(probe.conditional_puts),
+        }
+    }
+
+    fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Served(standing) => Some(standing),
+            Self::Probed(_) => None,
+        }
+    }
+}
+
+/// What a server lets this machine do, in words.
+fn permitted(standing: &Standing) -> String {
+    let may = match (standing.role, standing.append_only) {
+        (Role::Reader, _) => "reads",
+        (Role::Orchestrator, _) | (Role::Admin, true) => "reads and adds, and removes nothing",
+        (Role::Admin, false) => "reads, adds, and removes restore points and pins",
+    };
+    let floor = match standing.keep_at_least_days {
+        0 => String::new(),
+        days => format!("; everything stays for {days} days"),
+    };
+    format!("is '{}', of the role {}: it {may}{floor}", standing.client, standing.role)
 }
 
 fn first_damage(store: &Store, points: &Points) -> Option<String> {

@@ -112,7 +112,7 @@ fn look_at_store(path: &Path) -> StoreFacts {
     };
     // Object storage has no free space to speak of, and whether it can be written only writing tells.
     if ads::Place::from_path(path).is_ok_and(|place| place.is_remote()) {
-        return StoreFacts { path: path.to_owned(), state, writable: Ok(()), room: None };
+        return StoreFacts { path: path.to_owned(), state, writable: may_add(path), room: None };
     }
     // A store that is not there yet is made below the nearest directory that is.
     let existing = path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
@@ -121,6 +121,17 @@ fn look_at_store(path: &Path) -> StoreFacts {
         (bytes(stat.f_bavail), bytes(stat.f_blocks))
     });
     StoreFacts { path: path.to_owned(), state, writable: writable(existing), room }
+}
+
+/// Asks a server whether this machine may add to its store. Where nobody can be asked, opening the store says why.
+fn may_add(path: &Path) -> Result<(), String> {
+    let backend = ads::Place::from_path(path).and_then(|place| place.backend());
+    match backend.and_then(|backend| backend.standing()) {
+        Ok(Some(standing)) if standing.role == ads::Role::Reader => {
+            Err(format!("its server knows this machine as '{}', which only reads", standing.client))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Asks the system whether this process may write there; writes nothing.

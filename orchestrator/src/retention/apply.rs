@@ -128,7 +128,7 @@ fn keep_marks_across(points: &[StoredPoint], reasons: &mut BTreeMap<PointId, Vec
 }
 
 /// Removes points, oldest first, so that one that doubts others outlives them; gives those that are gone. One that
-/// somebody else removed meanwhile is gone too.
+/// somebody else removed meanwhile is gone too; one that the store's floor keeps is left for a later time.
 ///
 /// # Errors
 /// What the store says of the first that could not be removed; those before it are gone.
@@ -141,6 +141,8 @@ pub fn remove<'a>(store: &Store, points: impl IntoIterator<Item = &'a Judged>) -
         match store.remove_point(id) {
             Ok(()) => gone.push(id),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // The store keeps everything for longer than the rules: it goes when its time has come.
+            Err(ads::Error::FloorHolds { .. }) => {}
             Err(error) => return Err(store_error(error)),
         }
     }

@@ -124,7 +124,7 @@ const TOP: &[Setting<Top>] = &[
     Setting {
         key: "store",
         about: "directory of the data store, or its address in object storage; --store and ABD_STORE go before it",
-        allowed: "a path, or s3://BUCKET/PREFIX?OPTIONS",
+        allowed: "a path, s3://BUCKET/PREFIX?OPTIONS, or abd://HOST?key=KEY",
         default: "",
         set: |top, raw| {
             top.store = Some(raw.parsed(not_empty)?.into());

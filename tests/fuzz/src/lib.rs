@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     target("packs", targets::packs, seeds::packs, 2_000),
     target("trees", targets::trees, seeds::trees, 500),
     target("store_files", targets::store_files, seeds::store_files, 300),
+    target("served_requests", targets::served_requests, seeds::served_requests, 20_000),
     target("xva_files", targets::xva_files, seeds::xva_files, 1_000),
     target("ova_descriptions", targets::ova_descriptions, seeds::ova_descriptions, 500),
     target("vhd_heads", targets::vhd_heads, seeds::vhd_heads, 5_000),

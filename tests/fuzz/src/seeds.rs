@@ -313,6 +313,21 @@ pub(crate) fn store_files() -> Vec<Vec<u8>> {
     vec![tagged(0, &config), tagged(1, &config), tagged(2, point), tagged(3, &data), tagged(3, &tree)]
 }
 
+/// One of each call, as clients make them.
+pub(crate) fn served_requests() -> Vec<Vec<u8>> {
+    let id = "ab".repeat(32);
+    let calls = [
+        "GET /abd/1/about".to_owned(),
+        "GET /abd/1/lists/packs/".into(),
+        format!("GET /abd/1/sizes/points/{id}.json"),
+        format!("GET /abd/1/objects/packs/ab/{id}\nrange: bytes=65536-131071"),
+        format!("PUT /abd/1/objects/packs/ab/{id}\ncontent-length: 16777216"),
+        "PUT /abd/1/objects/config.json\nif-none-match: *\ncontent-length: 300".into(),
+        format!("DELETE /abd/1/objects/pins/{id}.json"),
+    ];
+    calls.into_iter().map(String::into_bytes).collect()
+}
+
 /// The description of a template of ours, for a disk of two sectors.
 fn ova_xml() -> String {
     let appliance = xva::Appliance::new("abd", "0.1.0");

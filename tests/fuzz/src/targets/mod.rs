@@ -5,6 +5,7 @@
 
 mod appliance;
 mod pool;
+mod served;
 mod store;
 mod wire;
 
@@ -13,6 +14,7 @@ pub use appliance::{
     xenstore_requests,
 };
 pub use pool::{job_files, ova_descriptions, pool_answers, vhd_heads, xva_files};
+pub use served::served_requests;
 pub use store::{packs, store_files, trees};
 pub(crate) use store::{some_config, with_right_hash};
 pub use wire::{cbt_bitmaps, orders, store_answers, store_questions};

@@ -87,3 +87,68 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{PointPool, PointVm, RestorePoint};
+    use std::time::UNIX_EPOCH;
+
+    fn day(number: u32) -> SystemTime {
+        UNIX_EPOCH + DAY * (20_000 + number)
+    }
+
+    fn commit(store: &Store, number: u32) -> PointId {
+        let nobody = String::new;
+        let point = RestorePoint {
+            version: RestorePoint::VERSION,
+            job: nobody(),
+            job_name: None,
+            run: nobody(),
+            created: timestamp(day(number)),
+            store: store.id(),
+            pool: PointPool { uuid: nobody(), name: nobody() },
+            vm: PointVm { uuid: nobody(), name: nobody(), metadata: serde_json::Value::Null },
+            disks: Vec::new(),
+            base: None,
+            quiesced: false,
+            checkpoint: false,
+        };
+        store.commit_point(&point).expect("a point")
+    }
+
+    #[test]
+    fn a_point_is_as_old_as_the_clock_and_the_newest_point_both_say() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::init(&dir.path().join("store")).expect("a store");
+        store.raise_floor(7).expect("raised");
+        let first = commit(&store, 0);
+        commit(&store, 2);
+        let held =
+            |clock| matches!(store.remove_point_at(first, clock), Err(Error::FloorHolds { days: 7, .. }));
+        assert!(held(day(10_000)), "a clock that jumps ahead, and no backup from then");
+        let last = commit(&store, 7);
+        assert!(held(day(6)), "a backup from the future, by the clock");
+        assert!(held(day(7) - Duration::from_secs(1)));
+        store.remove_point_at(first, day(7)).expect("seven days are over");
+        let newest = store.remove_point_at(last, day(10_000));
+        assert!(matches!(newest, Err(Error::FloorHolds { .. })), "{newest:?}");
+    }
+
+    #[test]
+    fn a_floor_that_cannot_be_read_keeps_everything() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::init(&dir.path().join("store")).expect("a store");
+        let id = commit(&store, 0);
+        for wrong in ["", "{}", "{\"version\":2,\"days\":1}", "{\"version\":1,\"days\":-1}"] {
+            store.backend.put(FLOOR, wrong.as_bytes()).expect("written");
+            let error = store.remove_point_at(id, day(10_000)).expect_err(wrong);
+            assert!(matches!(error, Error::FloorUnreadable { .. }), "{error}");
+            store.raise_floor(30).expect_err(wrong);
+        }
+        assert!(matches!(store.raise_floor(u32::MAX), Err(Error::FloorUnreadable { .. })));
+        store.backend.delete(FLOOR).expect("by hand");
+        assert!(matches!(store.raise_floor(u32::MAX), Err(Error::FloorStands { found: 0, .. })));
+        store.remove_point_at(id, day(0)).expect("there is no floor");
+    }
+}
