@@ -4,9 +4,10 @@
 
 use super::changes::{History, Planned};
 use super::commit::Sealed;
-use super::delegate::{Attachment, Outcome, Site};
+use super::delegate::{Attachment, Site};
 use super::placement::{self, Round, rounds};
 use super::snapshot::Snapshot;
+use super::watch::Outcome;
 use super::{FIRST_POSITION, Failure, Job, JobResult, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;

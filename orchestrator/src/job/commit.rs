@@ -2,9 +2,9 @@
 
 use super::backup::Tidied;
 use super::changes::{History, Planned};
-use super::delegate::Outcome;
 use super::placement::Round;
 use super::snapshot::Snapshot;
+use super::watch::Outcome;
 use super::{Job, blocking, counts_of, summary_of};
 use crate::cleanup::Removed;
 use crate::error::{Error, Kind, Result};

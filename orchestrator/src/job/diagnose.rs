@@ -1,7 +1,8 @@
 //! The job without a VM: a delegate that only measures, on a host of the caller's choice. Made, watched, tagged and
 //! removed as every other.
 
-use super::delegate::{Diagnosed, Site, Trace};
+use super::delegate::Site;
+use super::watch::{Diagnosed, Trace};
 use super::{End, Failure, Job, JobResult, Run, summary_of};
 use crate::check::{Clock, DelegateCheck, Measures, Reached};
 use crate::error::Error;

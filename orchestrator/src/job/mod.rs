@@ -10,6 +10,7 @@ pub mod placement;
 pub mod restore;
 pub(crate) mod snapshot;
 mod source;
+mod watch;
 
 use crate::cleanup::{self, Removed};
 use crate::error::{Error, Kind, Result};
@@ -177,7 +178,7 @@ struct Job<'a> {
     /// The delegate that has a journal of its own, where the pool keeps delegates.
     holding: tokio::sync::Mutex<Option<kept::Holding>>,
     /// How far its last delegate came.
-    trace: Mutex<delegate::Trace>,
+    trace: Mutex<watch::Trace>,
 }
 
 impl Job<'_> {
@@ -186,7 +187,7 @@ impl Job<'_> {
         template::unchanged(&self.pool, &self.run.templates).await
     }
 
-    fn trace(&self) -> std::sync::MutexGuard<'_, delegate::Trace> {
+    fn trace(&self) -> std::sync::MutexGuard<'_, watch::Trace> {
         self.trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 

@@ -2,8 +2,9 @@
 //! stay.
 
 use super::commit::Sealed;
-use super::delegate::{Attachment, Outcome, Site};
+use super::delegate::{Attachment, Site};
 use super::placement::{self, rounds};
+use super::watch::Outcome;
 use super::{FIRST_POSITION, Failure, Job, JobResult, Run, blocking, counts_of, summary_of};
 use crate::cleanup::{self, tags};
 use crate::error::{Context, Error, Kind, Result};
