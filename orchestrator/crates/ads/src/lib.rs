@@ -1,6 +1,6 @@
 //! The ADS: a store of restore points in a directory or in object storage, and its HTTPS service for ABDs.
 //!
-//! Owns: the objects that `seal`'s `FORMAT.md` describes, the in-memory index over its packs, the restore
+//! Owns: the objects that `seal`'s `FORMAT.md` describes, the index over its packs, the restore
 //! points, `verify`, and the server side of `wire`'s `PROTOCOL.md`.
 //!
 //! Promises: what was acknowledged is on disk and synced; every block and node that comes in is opened and
@@ -14,9 +14,18 @@
 //!
 //! # Memory
 //!
-//! The index takes 24 bytes per slot and keeps its tables between 68 and 85 % full: 28 to 35 bytes for each
-//! distinct block of 64 KiB, about half a GiB per TiB, and the same for each distinct tree node. Packs being
-//! taken in are bounded by [`Limits::ingest`], cached nodes by 16 MiB.
+//! The index is crate `runs`: new objects in a table of 28 to 35 bytes each, of which there are at most a million
+//! before they are written, and as many of packs that were asked about lately: about 70 MiB. What is written takes 1.2
+//! bytes of memory for each distinct block of 64 KiB and each distinct tree node, 20 MiB per TiB of data; a pack takes 120
+//! bytes. Where the index cannot be written the table grows instead: half a GiB per TiB.
+//!
+//! [`Store::collect`] holds 4 bytes for each object of the store while it runs, [`Store::statistics`] 12: 64 and 200 MiB per
+//! TiB. Listing restore points holds all of them. Packs being taken in are bounded by [`Limits::ingest`], cached nodes by
+//! 16 MiB.
+//!
+//! The index tells which packs need not be read to know what is in them. Packs are named by their bytes, so that it is
+//! right about those that are listed with the size that it knows, and is asked about no others. A pack whose
+//! end was damaged after it was indexed is found by `verify`, as one is whose blocks were.
 //!
 //! Methods of [`Store`] block; async callers use `spawn_blocking`, as [`Service`] does.
 
@@ -38,8 +47,8 @@ pub use ingest::PackReceipt;
 pub use serve::{Call, Client, Clients, Denied, Guard, Offer, Role, ServeLimits, Server, Standing};
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport,
-    Lease, NodeReader, Pin, PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RestorePoint,
-    Scope, SkippedPack, Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics,
-    timestamp,
+    Affected, CACHE_VARIABLE, Damage, DamagedPoint, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding,
+    GcOptions, GcReport, IndexOptions, Lease, NodeReader, Pin, PointDisk, PointId, PointPool,
+    PointStatistics, PointVm, Points, RestorePoint, Scope, SkippedPack, Statistics, Store, StoredPoint,
+    Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
 };

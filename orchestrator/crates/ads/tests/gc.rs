@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use support::memory::{Between, Change, Loss, Memory};
 use support::turns::{Draw, Leaver, Turned, Turns};
-use support::{Nodes, pack_disk, point, restore, store_disk};
+use support::{Nodes, on_disk, pack_disk, point, restore, store_disk};
+use tempfile::TempDir;
 
 const BLOCK: usize = 65536;
 const BLOCKS: u64 = 10;
@@ -75,9 +76,17 @@ struct World {
     committed: Committed,
     clock: Mutex<u64>,
     plan: Plan,
+    /// Where each actor keeps the index on disk: on odd seeds, so that both ways are played.
+    index: Option<TempDir>,
 }
 
 impl World {
+    fn open(&self, actor: usize, backend: Arc<dyn Backend>) -> Arc<Store> {
+        let Some(dir) = &self.index else { return Arc::new(Store::open_on(backend).unwrap()) };
+        // Of his own: what another wrote meanwhile would be another game each time.
+        Arc::new(Store::open_indexed(backend, &on_disk(&dir.path().join(actor.to_string()))).unwrap())
+    }
+
     fn store(&self, actor: usize, blind: &'static [&'static str]) -> Arc<Store> {
         let backend = Turned {
             inner: self.memory.clone(),
@@ -86,7 +95,7 @@ impl World {
             blind,
             own: Mutex::default(),
         };
-        Arc::new(Store::open_on(Arc::new(backend)).unwrap())
+        self.open(actor, Arc::new(backend))
     }
 
     fn tick(&self) -> String {
@@ -215,7 +224,8 @@ fn play(seed: u64, plan: Plan) -> (Result<(), String>, u64) {
     let memory = Arc::new(Memory::default());
     let committed = Committed::default();
     let turns = Turns::new(6, draw.below(u64::MAX));
-    let world = World { memory: memory.clone(), turns, committed, clock: Mutex::new(0), plan };
+    let index = (seed % 2 == 1).then(support::fast_dir);
+    let world = World { memory: memory.clone(), turns, committed, clock: Mutex::new(0), plan, index };
     {
         let store = Store::init_on(memory.clone()).unwrap();
         for number in 0..6 {
@@ -253,7 +263,7 @@ fn play(seed: u64, plan: Plan) -> (Result<(), String>, u64) {
 
 /// Everything that exists is whole; and when everybody is gone, what nobody needs goes too.
 fn check(world: &World) -> Result<(), String> {
-    let open = || Arc::new(Store::open_on(world.memory.clone()).unwrap());
+    let open = || world.open(0, world.memory.clone());
     for round in 0..3u64 {
         let store = open();
         let points = store.points().unwrap().points;

@@ -140,6 +140,11 @@ impl Backend for LocalBackend {
         self.is_shared()
     }
 
+    fn cache_dir(&self) -> Option<PathBuf> {
+        let writable = rustix::fs::access(&self.dir, rustix::fs::Access::WRITE_OK).is_ok();
+        (writable && !self.is_shared()).then(|| self.dir.clone())
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
         match self.ops.remove(&path) {

@@ -181,6 +181,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
+    /// A directory of this machine that belongs to the place, below which caches may be kept; none where it is on another
+    /// machine or cannot be written.
+    fn cache_dir(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// How many small reads are worth having under way at once.
     fn parallel_reads(&self) -> usize {
         PARALLEL_READS

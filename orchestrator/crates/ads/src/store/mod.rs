@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! config     what the store is            cache    what was used lately
-//! packs      the packs and their indexes  index    id to place, in memory
+//! packs      the packs and their indexes  index    where the index from id to place is kept
 //! nodes      reading blocks and trees     tree     proof that a tree is whole
 //! points     restore points               verify   what is damaged, and who suffers
 //! pins       points that must stay         statistics  what VMs and points take
 //! floor      how long all points stay      admit       what others send through a server
 //! known      points in short
+//! kept       copies of points that were read before
 //! ```
 
 mod admit;
@@ -16,6 +17,7 @@ mod config;
 mod floor;
 mod gc;
 mod index;
+mod kept;
 mod known;
 mod nodes;
 mod packs;
@@ -31,6 +33,7 @@ mod verify;
 pub use config::FORMAT_VERSION;
 pub use gc::{GcOptions, GcReport, Lease};
 pub(crate) use gc::{MAX_COUNTER, MAX_LEASE, lease_named};
+pub use index::{CACHE_VARIABLE, IndexOptions};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use pins::Pin;
@@ -66,6 +69,7 @@ pub struct Store {
     pub(crate) id_key: IdKey,
     pub(crate) packs: Packs,
     skipped: Vec<SkippedPack>,
+    kept: kept::KeptPoints,
     node_cache: Mutex<Generations<NodeId, Arc<Node>>>,
     /// Trees proven whole by this process.
     finished: Mutex<HashSet<TreeId>>,
@@ -141,8 +145,8 @@ impl Store {
         Self::open_on(backend)
     }
 
-    /// Opens the store in `dir` and loads the index of every pack. Packs that cannot be read are left out
-    /// and named by [`skipped_packs`](Self::skipped_packs); their blocks count as unknown.
+    /// Opens the store in `dir` and loads the index of every pack that the store's own index does not tell yet. Packs that
+    /// cannot be read are left out and named by [`skipped_packs`](Self::skipped_packs); their blocks count as unknown.
     ///
     /// # Errors
     /// [`Error::NotAStore`], [`Error::Config`], [`Error::Unsupported`], [`Error::Busy`], or what the file
@@ -172,16 +176,27 @@ impl Store {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_on(backend: Arc<dyn Backend>) -> Result<Self, Error> {
+        Self::open_indexed(backend, &IndexOptions::default())
+    }
+
+    /// [`open_on`](Self::open_on) with another way to keep the index.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_indexed(backend: Arc<dyn Backend>, options: &IndexOptions) -> Result<Self, Error> {
         let config = Config::read(&*backend)?;
+        let id = config.id;
         let presence = backend.enter(false)?;
         // Before the packs: what is removed after this is noticed.
         let generation = gc::generation(&*backend)?;
-        let (packs, skipped) = Packs::load(backend.clone())?;
+        let cache = options.cache_of(&*backend, config.id);
+        let (packs, skipped) = Packs::load(backend.clone(), config.id, options, cache.as_deref())?;
         Ok(Self {
             id_key: IdKey::new(&config.id_key),
             config,
             packs,
             skipped,
+            kept: kept::KeptPoints::new(cache, id),
             node_cache: Mutex::new(Generations::new(nodes::CACHED_NODES)),
             finished: Mutex::default(),
             generation: Mutex::new(generation),

@@ -4,7 +4,7 @@
 //! before anybody sees it.
 
 use super::cache::Generations;
-use super::index::{Index, Location};
+use super::index::{IndexOptions, Location};
 use super::reach::PerObject;
 use crate::Error;
 use crate::backend::{Backend, Listed, Object, PACKS, file_name, pack_key};
@@ -16,11 +16,13 @@ use seal::{
     TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
 };
 use std::cmp::Reverse;
+use std::collections::hash_map;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use uuid::Uuid;
 
 /// Bytes of a pack's end that are read at once: the index of a 16 MiB pack of well compressed blocks.
 const TAIL_GUESS: u64 = 64 << 10;
@@ -64,6 +66,9 @@ enum Standing {
     Lasting,
 }
 
+/// What is compared between two places of an object.
+type Worth = (Standing, Reverse<PackId>);
+
 impl Avoided {
     fn standing(&self, pack: u32) -> Standing {
         match () {
@@ -81,8 +86,9 @@ pub(crate) struct Packs {
     avoids: AtomicBool,
     backend: Arc<dyn Backend>,
     table: RwLock<Table>,
-    blocks: Index,
-    nodes: Index,
+    index: runs::Index,
+    /// Held by who reads anew what a damaged part of the index told.
+    healing: Mutex<()>,
     open: Mutex<Generations<u32, Arc<dyn Object>>>,
 }
 
@@ -90,6 +96,21 @@ pub(crate) struct Packs {
 struct Table {
     records: Vec<PackRecord>,
     numbers: HashMap<PackId, u32>,
+}
+
+impl Table {
+    /// Gives a pack the next number; `None` where it has one.
+    fn push(&mut self, record: PackRecord) -> Option<u32> {
+        let number = u32::try_from(self.records.len()).expect("packs are fewer than 2^32");
+        match self.numbers.entry(record.id) {
+            hash_map::Entry::Occupied(_) => None,
+            hash_map::Entry::Vacant(free) => {
+                free.insert(number);
+                self.records.push(record);
+                Some(number)
+            }
+        }
+    }
 }
 
 /// A sealed object that was read but not opened.
@@ -127,8 +148,17 @@ pub(crate) struct Listing {
 const LOCKED: &str = "no panic while the table is locked";
 
 impl Packs {
-    /// Loads every pack's index. Packs that cannot be read are skipped and named.
-    pub(crate) fn load(backend: Arc<dyn Backend>) -> Result<(Self, Vec<SkippedPack>), Error> {
+    /// Loads what the index kept of the packs that are there, and the indexes of the others. Packs that cannot be read are
+    /// skipped and named.
+    pub(crate) fn load(
+        backend: Arc<dyn Backend>,
+        store: Uuid,
+        options: &IndexOptions,
+        cache: Option<&Path>,
+    ) -> Result<(Self, Vec<SkippedPack>), Error> {
+        let index = options.index(cache, store);
+        // Before the packs are listed: it tells of none that comes later.
+        let kept = index.runs();
         let listing = list(&*backend)?;
         let readers = backend.parallel_reads();
         let packs = Self {
@@ -136,17 +166,22 @@ impl Packs {
             avoids: AtomicBool::new(false),
             backend,
             table: RwLock::default(),
-            blocks: Index::new(),
-            nodes: Index::new(),
+            index,
+            healing: Mutex::default(),
             open: Mutex::new(Generations::new(OPEN_PACKS)),
         };
+        packs.attach(kept, &listing);
+        let missing: Vec<_> = listing.packs.iter().filter(|(id, _)| !packs.contains(*id)).collect();
         let readers = rayon::ThreadPoolBuilder::new()
-            .num_threads(readers)
+            .num_threads(readers.min(missing.len().max(1)))
             .build()
             .map_err(|error| Error::Worker { reason: error.to_string() })?;
         let failed: Vec<SkippedPack> = readers.install(|| {
-            listing.packs.par_iter().filter_map(|(id, size)| packs.load_one(*id, *size).err()).collect()
+            missing.par_iter().filter_map(|(id, size)| packs.load_one(*id, *size).err()).collect()
         });
+        if packs.index.numbers().table_packs >= options.fewest_packs {
+            packs.index.flush();
+        }
         let strays =
             listing.strays.into_iter().map(|path| SkippedPack { path, reason: "not a pack's name".into() });
         let skipped: Vec<SkippedPack> = failed.into_iter().chain(strays).collect();
@@ -154,6 +189,32 @@ impl Packs {
             tracing::warn!(file = %pack.path.display(), reason = %pack.reason, "pack is not used; run verify");
         }
         Ok((packs, skipped))
+    }
+
+    /// Takes over what the index kept of packs that are still what they were.
+    fn attach(&self, kept: Vec<runs::Found>, listing: &Listing) {
+        if kept.is_empty() {
+            return;
+        }
+        let there: HashMap<PackId, u64> = listing.packs.iter().copied().collect();
+        for run in kept {
+            let number_of = |about: &runs::PackAbout| {
+                let id = PackId::from_bytes(about.id);
+                let kind =
+                    [PackKind::Data, PackKind::Tree].into_iter().find(|kind| *kind as u8 == about.kind)?;
+                if there.get(&id) != Some(&u64::from(about.size)) {
+                    return None;
+                }
+                self.table.write().expect(LOCKED).push(PackRecord {
+                    id,
+                    kind,
+                    size: about.size,
+                    entries: about.entries,
+                })
+            };
+            let numbers = run.packs().iter().map(|about| number_of(about).unwrap_or(runs::NOWHERE)).collect();
+            self.index.attach(run, numbers);
+        }
     }
 
     /// Makes a pack of `size` bytes known that others may have added.
@@ -168,54 +229,59 @@ impl Packs {
 
     /// Makes a durable pack known. A pack that is known stays as it is.
     pub(crate) fn add(&self, id: PackId, size: u32, index: &PackIndex) {
-        let number = {
-            let mut table = self.table.write().expect(LOCKED);
-            if let Some(number) = table.numbers.get(&id).copied() {
-                drop(table);
-                // One that was removed, and came again.
-                if self.avoided.write().expect(LOCKED).gone.remove(&number) {
-                    self.place(number, index);
-                }
-                return;
-            }
-            let number = u32::try_from(table.records.len()).expect("packs are fewer than 2^32");
-            let entries = u32::try_from(index.entries.len()).expect("bounded by MAX_PACK_SIZE");
-            table.records.push(PackRecord { id, kind: index.kind, size, entries });
-            table.numbers.insert(id, number);
-            number
-        };
-        self.place(number, index);
-    }
-
-    /// Enters a pack's objects. Those that are known stay where they are, unless this is a better place: one that lasts
-    /// longer, or of two that last the same, in the eyes of all alike, the one with the smaller id.
-    fn place(&self, number: u32, index: &PackIndex) {
-        let objects = self.index(index.kind);
-        let table = self.table.read().expect(LOCKED);
-        let avoided = self.avoided.read().expect(LOCKED);
-        let worth = |pack: u32| (avoided.standing(pack), Reverse(table.records[pack as usize].id));
-        let here_worth = worth(number);
-        for (entry, at) in index.entries.iter().zip(0..) {
-            let whole = u64::from(entry.plain_size) == whole_size(index.kind);
-            let here = Location { pack: number, entry: at, whole };
-            if !objects.insert(&entry.id, here)
-                && objects.get(&entry.id).is_some_and(|there| worth(there.pack) < here_worth)
-            {
-                objects.replace(&entry.id, here);
-            }
+        let entries = u32::try_from(index.entries.len()).expect("bounded by MAX_PACK_SIZE");
+        let record = PackRecord { id, kind: index.kind, size, entries };
+        let number = self.table.write().expect(LOCKED).push(record);
+        if let Some(number) = number.or_else(|| self.came_again(id)) {
+            self.tell(number, &record, index);
         }
     }
 
-    /// Takes note of condemned packs; with `list` also of packs that came and went since they were last listed. With
-    /// `settle` everything that is in a condemned pack and elsewhere too is found elsewhere from now on.
-    pub(crate) fn look_again(
-        &self,
-        list: bool,
-        settle: bool,
-        condemned: &HashSet<PackId>,
-    ) -> Result<(), Error> {
-        let mut lost = false;
+    /// The number of a pack that was removed, and is there now.
+    fn came_again(&self, id: PackId) -> Option<u32> {
+        let number = self.table.read().expect(LOCKED).numbers.get(&id).copied()?;
+        self.avoided.write().expect(LOCKED).gone.remove(&number).then_some(number)
+    }
+
+    /// Enters a pack's objects.
+    fn tell(&self, number: u32, record: &PackRecord, index: &PackIndex) {
+        let PackRecord { id, kind, size, entries } = *record;
+        let about = runs::PackAbout { id: *id.as_bytes(), size, entries, kind: kind as u8 };
+        let whole = whole_size(kind);
+        let mut objects = index.entries.iter().map(|entry| {
+            let prefix = entry.id[..16].try_into().expect("16 bytes");
+            (prefix, u64::from(entry.plain_size) == whole)
+        });
+        self.index.insert(number, about, &mut objects);
+    }
+
+    /// Reads anew from the packs what a part of the index told that cannot be read.
+    fn heal(&self, damaged: &runs::Damaged) {
+        let _one = self.healing.lock().expect(LOCKED);
+        let members = self.index.members(damaged);
+        if members.is_empty() {
+            // Somebody was faster.
+            return;
+        }
+        let (run, reason) = (damaged.path.display(), &damaged.reason);
+        tracing::warn!(%run, reason, packs = members.len(), "a part of the index is damaged and is made anew");
+        for number in members {
+            match self.index_of(number) {
+                Ok(index) => self.tell(number, &self.record(number), &index),
+                Err(error) => {
+                    let pack = self.backend.place(&pack_key(self.record(number).id));
+                    tracing::warn!(pack = %pack.display(), %error, "pack is not used; run verify");
+                }
+            }
+        }
+        self.index.discard(damaged);
+    }
+
+    /// Takes note of condemned packs; with `list` also of packs that came and went since they were last listed.
+    pub(crate) fn look_again(&self, list: bool, condemned: &HashSet<PackId>) -> Result<(), Error> {
         if list {
+            // Before the list: what this process adds meanwhile is not missed in it.
+            let known = self.table.read().expect(LOCKED).records.len();
             let listing = self::list(&*self.backend)?;
             let there: HashSet<PackId> = listing.packs.iter().map(|(id, _)| *id).collect();
             for (id, size) in listing.packs.iter().filter(|(id, _)| !self.contains(*id)) {
@@ -223,28 +289,15 @@ impl Packs {
                     tracing::warn!(pack = %path.display(), reason, "pack is not used; run verify");
                 }
             }
-            let numbers = self.table.read().expect(LOCKED).numbers.clone();
+            let table = self.table.read().expect(LOCKED);
             let mut avoided = self.avoided.write().expect(LOCKED);
-            for (_, number) in numbers.iter().filter(|(id, _)| !there.contains(id)) {
-                lost |= avoided.gone.insert(*number);
-            }
+            let records = (0u32..).zip(&table.records[..known]);
+            avoided.gone.extend(records.filter(|(_, record)| !there.contains(&record.id)).map(|(at, _)| at));
         }
         {
             let numbers = |id: &PackId| self.number_of(*id);
             let condemned = condemned.iter().filter_map(numbers).collect();
             self.avoided.write().expect(LOCKED).condemned = condemned;
-        }
-        if lost || settle {
-            for number in self.numbers() {
-                match self.index_of(number) {
-                    Ok(index) => self.place(number, &index),
-                    // A collector was faster.
-                    Err(error) if error.is_not_found() => {
-                        self.avoided.write().expect(LOCKED).gone.insert(number);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
         }
         let avoided = self.avoided.read().expect(LOCKED);
         self.avoids.store(!avoided.gone.is_empty() || !avoided.condemned.is_empty(), Ordering::Release);
@@ -275,21 +328,35 @@ impl Packs {
         self.backend.get(&pack_key(self.record(number).id), MAX_PACK_SIZE as u64)
     }
 
-    fn index(&self, kind: PackKind) -> &Index {
-        match kind {
-            PackKind::Data => &self.blocks,
-            PackKind::Tree => &self.nodes,
-        }
-    }
-
     pub(crate) fn contains(&self, id: PackId) -> bool {
         self.number_of(id).is_some()
     }
 
-    /// Where an object stands, also in a condemned pack.
+    /// Where an object stands, also in a condemned pack. Of several places the one that lasts longest, or of those that last
+    /// the same, in the eyes of all alike, the one in the pack with the smallest id.
     pub(crate) fn find(&self, kind: PackKind, id: &[u8; 32]) -> Option<Location> {
-        let at = self.index(kind).get(id)?;
-        (!self.avoids(|avoided| avoided.gone.contains(&at.pack))).then_some(at)
+        let mut best = None;
+        while let Err(damaged) = self.index.find(id, &mut |at| self.consider(kind, at, &mut best)) {
+            self.heal(&damaged);
+            best = None;
+        }
+        best.map(|(_, at)| at)
+    }
+
+    fn consider(&self, kind: PackKind, at: Location, best: &mut Option<(Worth, Location)>) {
+        let record = self.record(at.pack);
+        let standing = match self.avoids.load(Ordering::Acquire) {
+            true => self.avoided.read().expect(LOCKED).standing(at.pack),
+            false => Standing::Lasting,
+        };
+        // Nodes and blocks have ids of their own, unless somebody made one that looks like another.
+        if record.kind != kind || standing == Standing::Gone {
+            return;
+        }
+        let worth = (standing, Reverse(record.id));
+        if best.is_none_or(|(found, _)| found < worth) {
+            *best = Some((worth, at));
+        }
     }
 
     fn avoids(&self, which: impl FnOnce(&Avoided) -> bool) -> bool {
@@ -302,8 +369,13 @@ impl Packs {
         (!self.avoids(|avoided| avoided.condemned.contains(&at.pack))).then_some(at)
     }
 
+    /// Distinct objects. One that came again much later may be counted twice.
     pub(crate) fn count(&self, kind: PackKind) -> u64 {
-        self.index(kind).len()
+        let table = self.table.read().expect(LOCKED);
+        let avoided = self.avoided.read().expect(LOCKED);
+        let there = (0u32..).zip(&table.records);
+        let there = there.filter(|(number, record)| record.kind == kind && !avoided.gone.contains(number));
+        self.index.count(kind as u8, there.map(|(_, record)| u64::from(record.entries)).sum())
     }
 
     pub(crate) fn record(&self, number: u32) -> PackRecord {

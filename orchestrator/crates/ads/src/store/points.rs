@@ -4,13 +4,14 @@
 //! disk's tree was proven to be in the store.
 
 use super::config::Config;
-use super::{Store, time};
+use super::{Store, kept, time};
 use crate::Error;
-use crate::backend::{Backend, POINTS, file_name};
+use crate::backend::{Backend, Listed, POINTS, file_name};
 use crate::error::sentence;
 use rayon::prelude::*;
 use seal::{Tree, TreeId};
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -19,6 +20,8 @@ use uuid::Uuid;
 
 /// Largest restore point that is written or read: a VM's metadata and 250 disks take a few hundred KiB.
 pub(crate) const MAX_POINT_SIZE: u64 = 16 << 20;
+/// Points whose bytes are held at once: some MiB.
+const BATCH: usize = 512;
 /// Points that are read one after the other wherever they are.
 const FEW_POINTS: usize = 4;
 /// A backend that is worth no more reads at once than this is as near as a disk: threads would cost more than they give.
@@ -192,6 +195,14 @@ impl PointId {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first 12 hexadecimal digits, as shown to people.
     pub fn short(&self) -> String {
         self.to_string().chars().take(SHORT_DIGITS).collect()
@@ -305,25 +316,77 @@ impl Store {
         self.finish_tree(disk.tree, None).map(|_| ()).map_err(not_finished)
     }
 
-    /// All restore points, oldest first, and the files among them that cannot be read.
+    /// All restore points, oldest first, and the files among them that cannot be read. Points that were read before come from
+    /// copies that prove themselves.
     ///
     /// # Errors
     /// [`Error::Io`] where the directory cannot be listed.
     pub fn points(&self) -> Result<Points, Error> {
+        self.list_points(true)
+    }
+
+    /// [`points`](Self::points), each read from the store.
+    pub(super) fn points_as_stored(&self) -> Result<Points, Error> {
+        self.list_points(false)
+    }
+
+    fn list_points(&self, from_copies: bool) -> Result<Points, Error> {
         let mut found = Points::default();
-        let keys: Vec<String> = self.backend.list(POINTS)?.into_iter().map(|object| object.key).collect();
-        for (key, outcome) in keys.iter().zip(self.read_points(&keys)?) {
-            match outcome {
-                Ok(point) => found.points.push(point),
-                // Removed by somebody after it was listed.
-                Err(_) if self.backend.head(key)?.is_none() => {}
-                Err(reason) => {
-                    found.damaged.push(DamagedPoint { path: self.backend.place(key), reason });
+        let listed = self.backend.list(POINTS)?;
+        let mut known = HashSet::new();
+        if from_copies && listed.len() >= kept::FEWEST {
+            self.take_copies(&listed, &mut found.points);
+            known = found.points.iter().map(|stored| stored.id).collect();
+        }
+        let is_known = |object: &Listed| id_of(&object.key).is_some_and(|id| known.contains(&id));
+        let rest: Vec<String> =
+            listed.into_iter().filter(|object| !is_known(object)).map(|object| object.key).collect();
+        let mut copies = if from_copies && rest.len() >= kept::FEWEST { self.kept.write() } else { None };
+        for keys in rest.chunks(BATCH) {
+            for (key, outcome) in keys.iter().zip(self.read_points(keys)?) {
+                match outcome {
+                    Ok((point, bytes)) => {
+                        if copies.as_mut().is_some_and(|copies| copies.push(point.id, &bytes).is_err()) {
+                            // Nothing is lost but time.
+                            copies = None;
+                        }
+                        found.points.push(point);
+                    }
+                    // Removed by somebody after it was listed.
+                    Err(_) if self.backend.head(key)?.is_none() => {}
+                    Err(reason) => {
+                        found.damaged.push(DamagedPoint { path: self.backend.place(key), reason });
+                    }
                 }
             }
         }
+        if let Some(Err(error)) = copies.as_mut().map(kept::Writing::finish) {
+            kept::complain(self.dir(), &error);
+        }
         found.points.sort_by_cached_key(|stored| (time::sort_key(&stored.point.created), stored.id));
         Ok(found)
+    }
+
+    /// Adds those points of a list of which there are copies.
+    fn take_copies(&self, listed: &[Listed], found: &mut Vec<StoredPoint>) {
+        let sizes: HashMap<PointId, u64> =
+            listed.iter().filter_map(|object| Some((id_of(&object.key)?, object.size))).collect();
+        let mut batch: Vec<(PointId, Vec<u8>)> = Vec::new();
+        let mut parse = |batch: &mut Vec<(PointId, Vec<u8>)>| {
+            // What this program cannot read is read again from the store, which says why.
+            found.par_extend(batch.par_drain(..).filter_map(|(id, bytes)| {
+                let point = parse_point(&bytes).ok()?;
+                Some(StoredPoint { id, point })
+            }));
+        };
+        let kept = self.kept.take(&mut sizes.clone(), &mut |id, bytes| {
+            batch.push((id, bytes));
+            if batch.len() >= BATCH {
+                parse(&mut batch);
+            }
+        });
+        parse(&mut batch);
+        self.kept.gather(&kept, &|id, size| sizes.get(&id) == Some(&size));
     }
 
     /// One restore point.
@@ -399,23 +462,27 @@ impl Store {
     }
 
     /// Reads points, several at once where each has a long way.
-    fn read_points(&self, keys: &[String]) -> Result<Vec<Result<StoredPoint, String>>, Error> {
+    fn read_points(&self, keys: &[String]) -> Result<Vec<ReadPoint>, Error> {
         let few = keys.len() < FEW_POINTS;
+        let read = |key: &String| read_point(&*self.backend, key);
         if few || self.backend.parallel_reads() <= LOCAL_READS {
-            return Ok(keys.iter().map(|key| self.read_point(key)).collect());
+            return Ok(keys.iter().map(read).collect());
         }
         let readers = rayon::ThreadPoolBuilder::new()
             .num_threads(self.backend.parallel_reads())
             .build()
             .map_err(|error| Error::Worker { reason: error.to_string() })?;
-        Ok(readers.install(|| keys.par_iter().map(|key| self.read_point(key)).collect()))
+        Ok(readers.install(|| keys.par_iter().map(read).collect()))
     }
 
     /// Reads a restore point and checks it against its name.
     fn read_point(&self, key: &str) -> Result<StoredPoint, String> {
-        read_point(&*self.backend, key)
+        read_point(&*self.backend, key).map(|(point, _)| point)
     }
 }
+
+/// A point with its bytes, or what is wrong with it.
+type ReadPoint = Result<(StoredPoint, Vec<u8>), String>;
 
 pub(crate) fn point_key(id: PointId) -> String {
     format!("{POINTS}{id}.json")
@@ -433,14 +500,14 @@ pub(super) fn named_by(key: &str) -> Option<PointId> {
     (file_name(key) == format!("{id}.json")).then_some(id)
 }
 
-fn read_point(backend: &dyn Backend, key: &str) -> Result<StoredPoint, String> {
+fn read_point(backend: &dyn Backend, key: &str) -> ReadPoint {
     let id = id_of(key).ok_or("its name is not a restore point's")?;
     let bytes = backend.get(key, MAX_POINT_SIZE).map_err(|error| sentence(&error))?;
     let found = PointId::of(&bytes);
     if found != id {
         return Err(format!("its bytes have the id {found}"));
     }
-    Ok(StoredPoint { id, point: parse_point(&bytes)? })
+    Ok((StoredPoint { id, point: parse_point(&bytes)? }, bytes))
 }
 
 /// Reads a point's bytes, of any version that this program knows.

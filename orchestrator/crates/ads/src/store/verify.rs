@@ -146,7 +146,7 @@ impl Check<'_> {
     fn points(&self, scope: &Scope) -> Result<Vec<StoredPoint>, Error> {
         match scope {
             Scope::All => {
-                let found = self.store.points()?;
+                let found = self.store.points_as_stored()?;
                 for point in found.damaged {
                     self.find(Damage::Point { path: point.path }, point.reason);
                 }

@@ -206,6 +206,16 @@ pub fn restore(store: &Store, tree: &Tree) -> Result<Vec<u8>, ads::Error> {
     Ok(bytes)
 }
 
+/// An index that is written to disk with every pack that is new when a store is opened, below `dir`.
+pub fn on_disk(dir: &std::path::Path) -> ads::IndexOptions {
+    ads::IndexOptions { directory: Some(dir.to_owned()), table: 64, near: 64, fewest_packs: 1 }
+}
+
+/// A directory in memory where there is one: for what is synced often and need not outlive the machine.
+pub fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// Every file below a directory.
 pub fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();

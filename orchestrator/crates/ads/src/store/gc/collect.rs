@@ -203,7 +203,7 @@ impl Store {
             });
         }
         // After the points: the packs that they need are there.
-        self.look_again(LookFor::OtherCopies)?;
+        self.look_again(LookFor::AllPacks)?;
         let ripe = lists
             .iter()
             .filter(|(_, list)| {
@@ -285,7 +285,7 @@ impl Store {
         for id in &look.ripe {
             self.backend.delete(&condemned_key(*id))?;
         }
-        self.look_again(LookFor::OtherCopies)
+        self.look_again(LookFor::AllPacks)
     }
 
     /// Writes who is there into lists whose collectors died before they did, and anew into those that are older than the

@@ -21,8 +21,6 @@ pub(in crate::store) enum LookFor {
     Removed,
     /// Packs that came too.
     AllPacks,
-    /// And where else than in condemned packs an object is.
-    OtherCopies,
 }
 
 /// A lease on a store. Dropping it gives it back.
@@ -92,11 +90,7 @@ impl Store {
             // Proofs of earlier trees rested on packs that may be gone.
             self.forget_proofs();
         }
-        self.packs.look_again(
-            changed || look != LookFor::Removed,
-            look == LookFor::OtherCopies,
-            &condemned,
-        )?;
+        self.packs.look_again(changed || look != LookFor::Removed, &condemned)?;
         *known = generation;
         Ok(())
     }

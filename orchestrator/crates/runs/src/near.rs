@@ -1,0 +1,101 @@
+//! What stands beside objects that were asked for lately.
+//!
+//! Data that is backed up again is met in the order in which it came, so that whoever asks for one object of a pack asks
+//! for the others next. After the second hit in a pack all of its ids are read at once, and questions about them
+//! read no pages any more.
+
+use crate::run::Run;
+use crate::table::{Slot, Table};
+use crate::{Location, Prefix};
+use std::collections::HashSet;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Packs whose first hit is remembered.
+const SEEN: usize = 4096;
+const LOCKED: &str = "no panic while the neighbourhood is locked";
+
+/// Ids of whole packs, in two generations.
+pub(crate) struct Near {
+    /// Most objects in one generation.
+    half: usize,
+    parts: RwLock<Parts>,
+    /// Numbers of packs, plus one.
+    seen: Vec<AtomicU32>,
+}
+
+struct Parts {
+    young: Part,
+    old: Part,
+}
+
+struct Part {
+    table: Table,
+    packs: HashSet<u32>,
+    count: usize,
+}
+
+impl Part {
+    fn new() -> Self {
+        Self { table: Table::new(), packs: HashSet::new(), count: 0 }
+    }
+}
+
+impl Near {
+    /// Holds at most so many objects.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            half: most / 2,
+            parts: RwLock::new(Parts { young: Part::new(), old: Part::new() }),
+            seen: (0..SEEN).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Places of an object in packs that are near.
+    pub(crate) fn find(&self, prefix: &Prefix) -> Vec<Location> {
+        let parts = self.parts.read().expect(LOCKED);
+        let mut found = Vec::new();
+        for part in [&parts.young, &parts.old] {
+            if part.count > 0 {
+                part.table.find(prefix, &mut |at| found.push(at));
+            }
+        }
+        found
+    }
+
+    /// An object was found by reading a page: the second time in a pack, all of it is read.
+    pub(crate) fn touch(&self, run: &Run, local: u32, number: u32) -> Result<(), String> {
+        let seen = &self.seen[number as usize % SEEN];
+        if seen.swap(number.wrapping_add(1), Ordering::Relaxed) != number.wrapping_add(1) {
+            return Ok(());
+        }
+        {
+            let parts = self.parts.read().expect(LOCKED);
+            if parts.young.packs.contains(&number) || parts.old.packs.contains(&number) {
+                return Ok(());
+            }
+        }
+        let slots = run.ids(local)?;
+        if slots.len() <= self.half {
+            self.add(number, &slots);
+        }
+        Ok(())
+    }
+
+    fn add(&self, number: u32, slots: &[Slot]) {
+        let mut parts = self.parts.write().expect(LOCKED);
+        if parts.young.count + slots.len() > self.half {
+            parts.old = std::mem::replace(&mut parts.young, Part::new());
+        }
+        let young = &mut parts.young;
+        if young.packs.insert(number) {
+            young.count += slots.len();
+            slots.iter().for_each(|slot| _ = young.table.insert(*slot));
+        }
+    }
+
+    pub(crate) fn memory(&self) -> usize {
+        let parts = self.parts.read().expect(LOCKED);
+        parts.young.table.memory() + parts.old.table.memory()
+    }
+}
