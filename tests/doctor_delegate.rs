@@ -179,13 +179,19 @@ fn one_that_is_stopped_or_killed_is_cleaned_up_after() {
     assert_no_trace(&lab, &before);
 }
 
-/// A real guest: eight processors, a network with jumbo frames, DHCP, io_uring, and the boot disk that it came from.
+/// A real guest: eight processors, two networks with jumbo frames, of which only the second leads to this machine, DHCP,
+/// io_uring, and the boot disk that it came from.
 #[test]
-fn a_guest_with_eight_processors_measures_its_own_boot() {
+fn a_guest_with_eight_processors_and_two_cards_measures_its_own_boot() {
     let Some(lab) = Lab::start() else { return };
+    lab.post("/lab/network", Some(&json!({"name": "storage"})));
     for network in lab.api("network.get_all", json!([])).as_array().expect("a list") {
         lab.api("network.set_MTU", json!([network, 9000]));
     }
+    let management = "Pool-wide network associated with eth0";
+    // An address of this machine that only the second card's network has.
+    let reach = ["--network", management, "--network", "storage", "--advertise", "10.0.3.2"];
+    lab.abd(&[&["pool", "set", "lab"], &reach[..]].concat()).ok();
     let before = lab.inventory();
     let output = lab.abd(&["doctor", "--delegate", "--delegate-vcpus", "8", "--boot-limit", "600"]).ok();
     let check = &delegates(&output)[0];
@@ -202,6 +208,15 @@ fn a_guest_with_eight_processors_measures_its_own_boot() {
         .collect();
     assert!(reached.iter().any(|name| name.starts_with("MTU 9000 on eth0")), "{reached:?}");
     assert!(reached.iter().any(|name| name.starts_with("DHCP lease 10.0.2.15/24 on eth0")), "{reached:?}");
+    assert!(reached.iter().any(|name| name.starts_with("DHCP lease 10.0.3.15/24 on eth1")), "{reached:?}");
+    let cards = check["cards"].as_array().expect("a list");
+    for (number, network, address) in [(0, management, "10.0.2.15"), (1, "storage", "10.0.3.15")] {
+        assert_eq!((&cards[number]["number"], &cards[number]["network"]), (&json!(number), &json!(network)));
+        let addresses = cards[number]["addresses"].as_str().unwrap_or_default();
+        assert!(addresses.starts_with(address), "{check:#}");
+    }
+    let target = check["connect"]["address"].as_str().unwrap_or_default();
+    assert!(target.starts_with("10.0.3.2:"), "{check:#}");
     // The last lines on its console, for who looks there.
     let guests = fs::read_dir(lab.path("pool").join("guests")).expect("a directory").flatten();
     let consoles: String =

@@ -14,6 +14,7 @@ mod image;
 mod incremental;
 mod jobs;
 mod kill_points;
+mod networks;
 mod persistent;
 mod plan;
 mod pool_faults;

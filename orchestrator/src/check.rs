@@ -38,6 +38,8 @@ pub struct DelegateCheck {
     pub states: Vec<Reached>,
     /// Its addresses, separated by spaces; empty where it has none.
     pub addresses: String,
+    /// Its cards, in the order of their numbers.
+    pub cards: Vec<CardCheck>,
     /// What it measured, where it came so far.
     #[serde(flatten)]
     pub measures: Option<Measures>,
@@ -61,6 +63,17 @@ pub struct Reached {
     pub state: String,
     /// Milliseconds after the pool was asked to start the delegate, as the pool's events told it.
     pub at_ms: u64,
+}
+
+/// A card of a delegate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CardCheck {
+    /// XAPI's position of the VIF.
+    pub number: u32,
+    /// The network's name.
+    pub network: String,
+    /// Its addresses, separated by spaces; empty where it has none.
+    pub addresses: String,
 }
 
 /// What a delegate measured.
@@ -259,8 +272,15 @@ impl DelegateCheck {
             let states = self.states.iter().map(|one| format!("{} {}", one.state, seconds(one.at_ms)));
             row("reached", states.collect::<Vec<_>>().join(", "));
         }
-        if !self.addresses.is_empty() {
-            row("address", self.addresses.clone());
+        match self.cards.as_slice() {
+            cards @ [_, _, ..] => {
+                for CardCheck { number, network, addresses } in cards {
+                    let addresses = if addresses.is_empty() { "no address" } else { addresses };
+                    row(&format!("card {number}"), format!("{addresses} on network '{network}'"));
+                }
+            }
+            _ if self.addresses.is_empty() => {}
+            _ => row("address", self.addresses.clone()),
         }
         if let Some(Measures { delegate, clock, told }) = &self.measures {
             let (boot, claim) = (seconds(delegate.boot_ms.into()), seconds(delegate.claim_ms.into()));

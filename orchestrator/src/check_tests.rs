@@ -125,3 +125,19 @@ fn clocks_differ_in_both_directions() {
     assert_eq!(Clock::of(0, 250).text(), "0.2 s behind this machine's");
     assert_eq!(Clock::of(u64::MAX, 0).clock_ahead_ms, i64::MAX);
 }
+
+#[test]
+fn the_addresses_of_several_cards_stand_with_their_networks() {
+    let card = |number, network: &str, addresses: &str| CardCheck {
+        number,
+        network: network.into(),
+        addresses: addresses.into(),
+    };
+    let one = DelegateCheck { cards: vec![card(0, "storage", "10.0.2.15")], ..sound() };
+    assert!(one.text().contains("\n  address     10.0.2.15\n"), "{}", one.text());
+    let cards = vec![card(0, "storage", "10.0.2.15 fd00::5"), card(1, "Management", "")];
+    let text = DelegateCheck { cards, ..sound() }.text();
+    assert!(text.contains("\n  card 0      10.0.2.15 fd00::5 on network 'storage'\n"), "{text}");
+    assert!(text.contains("\n  card 1      no address on network 'Management'\n"), "{text}");
+    assert!(!text.contains("\n  address "), "{text}");
+}

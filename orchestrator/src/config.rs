@@ -12,7 +12,9 @@
 //! ```
 
 use crate::error::{Error, Kind, Result, file_error};
-use serde::{Deserialize, Serialize};
+use crate::networks::DelegateNetwork;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -60,9 +62,14 @@ pub struct PoolConfig {
     /// Address and port to listen at for delegates; every address and any port where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<std::net::SocketAddr>,
-    /// Uuid or name of the network for delegates; the management network where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<String>,
+    /// The networks for delegates, the first for card 0; the management network where there is none.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        alias = "network",
+        deserialize_with = "networks"
+    )]
+    pub networks: Vec<DelegateNetwork>,
     /// Most delegates that are kept, halted, for later jobs, of those that ran on one host; 0 is none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub keep_idle: u32,
@@ -73,6 +80,23 @@ pub struct PoolConfig {
 
 /// How long a delegate is kept where delegates are kept and nothing else is said: half an hour.
 pub const DEFAULT_KEEP_IDLE_FOR_S: u64 = 1800;
+
+/// A list, or the only one by itself.
+fn networks<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<DelegateNetwork>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Networks {
+        One(String),
+        Several(Vec<String>),
+    }
+    let texts = match Networks::deserialize(deserializer)? {
+        Networks::One(text) => vec![text],
+        Networks::Several(texts) => texts,
+    };
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+}
 
 fn is_default(count: &u32) -> bool {
     *count == 0
@@ -414,7 +438,7 @@ mod tests {
             certificates: BTreeMap::from([("10.0.0.1:443".into(), "ab".repeat(32))]),
             advertise: None,
             listen: None,
-            network: None,
+            networks: vec!["storage,address=10.9.0.5/24".parse().expect("a network")],
             keep_idle: 2,
             keep_idle_for_s: 60,
         };
@@ -425,5 +449,15 @@ mod tests {
         assert_eq!(state.pool(Some("b")).expect("named").name, "b");
         let again = State::open(directory.path().join("state")).expect("state");
         assert_eq!(again.owner(), state.owner());
+
+        let path = state.pools_path();
+        let text = fs::read_to_string(&path).expect("pools.toml");
+        let list = "networks = [\"storage,address=10.9.0.5/24\"]";
+        assert!(text.contains(list), "{text}");
+        let one = text.replace(list, "network = \"backup\"");
+        fs::write(&path, one).expect("written");
+        assert_eq!(state.pool(Some("b")).expect("one by itself").networks[0].name, "backup");
+        fs::write(&path, text.replace(list, "networks = [\"backup,mtu=9\"]")).expect("written");
+        assert!(state.pools().expect_err("no such setting").chain().contains("mtu=9"));
     }
 }

@@ -22,6 +22,7 @@ pub mod job;
 pub mod journal;
 pub mod kept;
 pub mod lock;
+pub mod networks;
 pub mod ownership;
 pub mod path;
 pub mod plan;

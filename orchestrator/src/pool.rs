@@ -7,10 +7,7 @@ use base64::Engine as _;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use xapi::{
-    Call, Client, Credentials, Endpoint, Fingerprint, Host, Network, Observer, Pif, Ref, StringMap, Verdict,
-    Vm,
-};
+use xapi::{Call, Client, Credentials, Endpoint, Fingerprint, Host, Observer, Ref, StringMap, Verdict, Vm};
 
 /// `other_config` key that names the job an object belongs to.
 pub const TAG_JOB: &str = "abd:job";
@@ -127,33 +124,6 @@ impl Pool {
         }
     }
 
-    /// The network that delegates use: the one in the configuration, else the management network.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] naming what was looked for.
-    pub async fn delegate_network(&self) -> Result<(Ref<Network>, Network)> {
-        let networks = self.client.get_all_records::<Network>().await.context(|| "list networks".into())?;
-        if let Some(wanted) = &self.config.network {
-            let mut found =
-                networks.into_iter().filter(|(_, n)| n.uuid.as_str() == wanted || n.name_label == *wanted);
-            return match (found.next(), found.next()) {
-                (Some(network), None) => Ok(network),
-                (None, _) => {
-                    Err(Error::new(Kind::NotFound, format!("no network of the pool is named '{wanted}'"))
-                        .remedy("see `xe network-list`; set it with `abd pool add --network`"))
-                }
-                _ => Err(Error::new(Kind::NotFound, format!("more than one network is named '{wanted}'"))
-                    .remedy("give its uuid with `abd pool add --network`")),
-            };
-        }
-        let pifs = self.client.get_all_records::<Pif>().await.context(|| "list network interfaces".into())?;
-        let management = pifs.into_values().find(|pif| pif.management).map(|pif| pif.network);
-        management.and_then(|wanted| networks.into_iter().find(|(r, _)| *r == wanted)).ok_or_else(|| {
-            Error::new(Kind::NotFound, "the pool shows no management network")
-                .remedy("name the network for delegates with `abd pool add --network`")
-        })
-    }
-
     /// The address at which delegates reach this machine.
     ///
     /// # Errors
@@ -164,7 +134,7 @@ impl Pool {
             None if !listening.ip().is_unspecified() => listening.ip(),
             None => self.route_address().await.ok_or_else(|| {
                 Error::new(Kind::Usage, "this machine's own address towards the pool cannot be found out")
-                    .remedy("name it with `abd pool add --advertise ADDRESS`")
+                    .remedy("name it with `abd pool set --advertise ADDRESS`")
             })?,
         };
         Ok(SocketAddr::new(address, listening.port()))

@@ -25,6 +25,8 @@ pub struct Needs {
     pub hosts: Vec<String>,
     /// Memory of its delegate.
     pub memory: ByteCount,
+    /// Whether its delegate has a fixed address of the pool's configuration, which no two can have at once.
+    pub fixed_address: bool,
 }
 
 /// A job in the queue. Later ones are greater.
@@ -73,6 +75,8 @@ enum Resource<'a> {
     Memory,
     /// Jobs in a pool.
     Pool(&'a str),
+    /// The fixed addresses of a pool's delegates.
+    Addresses(&'a str),
     /// Jobs on a storage repository.
     Storage(&'a str),
     /// Delegates on a host.
@@ -158,6 +162,7 @@ impl<'a> Ledger<'a> {
             Resource::Run => self.limits.max_jobs.into(),
             Resource::Memory => self.limits.delegate_memory_budget.map_or(u64::MAX, ByteCount::get),
             Resource::Pool(_) => self.limits.max_jobs_per_pool.map_or(u64::MAX, u64::from),
+            Resource::Addresses(_) => 1,
             Resource::Storage(_) => self.limits.max_jobs_per_sr.into(),
             Resource::Host(_) => self.limits.max_jobs_per_host.into(),
         }
@@ -183,6 +188,7 @@ impl<'a> Ledger<'a> {
         [(Resource::Run, 1), (Resource::Memory, needs.memory.get()), (Resource::Pool(&needs.pool), 1)]
             .into_iter()
             .chain(needs.storage.iter().map(|sr| (Resource::Storage(sr), 1)))
+            .chain(needs.fixed_address.then_some((Resource::Addresses(&needs.pool), 1)))
     }
 
     /// Whether a job can start, and on which of its hosts.

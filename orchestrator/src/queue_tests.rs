@@ -19,6 +19,7 @@ fn needs(storage: &[&str], hosts: &[&str]) -> Needs {
         storage: storage.iter().map(|sr| (*sr).to_owned()).collect(),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         memory: ByteCount::new(128),
+        fixed_address: false,
     }
 }
 
@@ -38,6 +39,20 @@ fn a_blocked_job_is_overtaken_only_by_jobs_that_need_something_else() {
     assert_eq!(started(&mut queue), [blocked]);
     queue.release(blocked);
     assert_eq!(started(&mut queue), [same]);
+}
+
+#[test]
+fn delegates_with_a_fixed_address_run_one_after_the_other_in_each_pool() {
+    let mut queue = Queue::new(limits());
+    let mut push = |pool: &str| {
+        let needs = Needs { pool: pool.into(), fixed_address: true, ..needs(&[], &[]) };
+        queue.push(needs).expect("possible")
+    };
+    let (first, second, elsewhere) = (push("p"), push("p"), push("q"));
+    let dhcp = queue.push(needs(&[], &[])).expect("possible");
+    assert_eq!(started(&mut queue), [first, elsewhere, dhcp]);
+    queue.release(first);
+    assert_eq!(started(&mut queue), [second]);
 }
 
 #[test]
@@ -165,6 +180,10 @@ impl Model {
         if limits.max_jobs_per_pool.is_some_and(|limit| pool >= limit) {
             assert_ne!(earlier.pool, later.pool, "overtaken on a pool");
         }
+        let addresses = self.count(|needs, _| needs.pool == earlier.pool && needs.fixed_address);
+        if earlier.fixed_address && addresses > 0 {
+            assert!(earlier.pool != later.pool || !later.fixed_address, "overtaken on an address");
+        }
         if !earlier.hosts.is_empty() && earlier.hosts.iter().all(|host| self.is_host_full(limits, host)) {
             assert!(earlier.hosts.iter().all(|full| Some(full.as_str()) != host), "overtaken on {host:?}");
         }
@@ -194,6 +213,7 @@ impl Model {
             let name = name.to_string();
             let pool = self.count(|needs, _| needs.pool == name);
             assert!(limits.max_jobs_per_pool.is_none_or(|limit| pool <= limit));
+            assert!(self.count(|needs, _| needs.pool == name && needs.fixed_address) <= 1);
             assert!(self.count(|needs, _| needs.storage.contains(&name)) <= limits.max_jobs_per_sr);
             assert!(self.count(|_, host| host == Some(&name)) <= limits.max_jobs_per_host);
         }
@@ -218,11 +238,14 @@ impl Model {
 
 fn any_needs() -> impl Strategy<Value = Needs> {
     let some = |most| proptest::collection::btree_set(0..4u8, 0..=most);
-    (0..2u8, some(3), some(3), 1..=4u64).prop_map(|(pool, storage, hosts, memory)| Needs {
-        pool: pool.to_string(),
-        storage: storage.iter().map(ToString::to_string).collect(),
-        hosts: hosts.iter().rev().map(ToString::to_string).collect(),
-        memory: ByteCount::new(memory),
+    (0..2u8, some(3), some(3), 1..=4u64, any::<bool>()).prop_map(|(pool, storage, hosts, memory, fixed)| {
+        Needs {
+            pool: pool.to_string(),
+            storage: storage.iter().map(ToString::to_string).collect(),
+            hosts: hosts.iter().rev().map(ToString::to_string).collect(),
+            memory: ByteCount::new(memory),
+            fixed_address: fixed,
+        }
     })
 }
 

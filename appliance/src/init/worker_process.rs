@@ -147,9 +147,10 @@ fn start_shutdown_watch(xenstore: XenStore) {
 
 fn publish_addresses(xenstore: &XenStore, reporter: &Reporter, network: &Network) -> Vec<IpAddr> {
     let addresses: Vec<IpAddr> = network.addresses();
-    reporter.address(&addresses);
-    for (nic, addresses) in network.addresses_by_nic() {
-        if let Err(error) = guest_agent::addresses(xenstore, nic, &addresses) {
+    let by_nic = network.addresses_by_nic();
+    reporter.address(&addresses, &by_nic);
+    for (nic, addresses) in &by_nic {
+        if let Err(error) = guest_agent::addresses(xenstore, *nic, addresses) {
             console::line(&format!("the pool will not see our address: {}", chain(&error)));
         }
     }

@@ -2,7 +2,7 @@
 //! at the other end, and the kernel's tables afterwards.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::sync::{Arc, Condvar, Mutex};
@@ -66,11 +66,16 @@ impl Lab {
 
     /// Starts the near card's thread, in this thread's namespace. It runs until the process ends.
     fn start(&self, mode: Mode, mtu: Option<u32>, ipv6_auto: bool) -> (Network, Milestones) {
+        self.start_card(0, mode, mtu, ipv6_auto)
+    }
+
+    /// The same of the near card (0) or the far one (1).
+    fn start_card(&self, index: u32, mode: Mode, mtu: Option<u32>, ipv6_auto: bool) -> (Network, Milestones) {
         let list = vec![CardStatus::default()];
         let cards = Mutex::new(Cards { generation: 0, list });
         let shared = Arc::new(Shared { cards, changed: Condvar::new() });
         let board = nic::Board::new(Arc::clone(&shared), 0);
-        let settings = NicSettings { index: 0, mode, mtu, ipv6_auto };
+        let settings = NicSettings { index, mode, mtu, ipv6_auto };
         let milestones = Milestones::default();
         let task = nic::Task::new(settings, self.root.path().to_owned(), board, milestones.clone());
         thread::spawn(move || task.run());
@@ -284,4 +289,34 @@ fn a_fixed_ipv6_address_that_another_machine_has_is_told() {
         ("address-in-use", true),
         "{error}"
     );
+}
+
+/// The address from which a packet to this one would be sent.
+fn way_to(target: &str) -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect(target).unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+#[test]
+fn of_two_cards_with_a_gateway_the_first_has_the_default_route_whichever_is_up_first() {
+    let Some(lab) = Lab::new() else { return };
+    let fixed = |address: [u8; 4], gateway: [u8; 4]| Mode::Static {
+        addresses: vec![Cidr { address: address.into(), prefix: 24 }],
+        gateways: vec![Ipv4Addr::from(gateway).into()],
+    };
+    let second = [198, 51, 100, 7];
+    let (network, _) = lab.start_card(1, fixed(second, [198, 51, 100, 1]), None, false);
+    network.wait_ready(V4, LIMIT).unwrap();
+    assert_eq!(way_to("203.0.113.9:1"), IpAddr::from(second), "there is no other way yet");
+    let (network, _) = lab.start_card(0, fixed(OURS, SERVER), None, false);
+    network.wait_ready(V4, LIMIT).unwrap();
+    assert_eq!(way_to("203.0.113.9:1"), IpAddr::from(OURS));
+    assert_eq!(way_to("198.51.100.50:1"), IpAddr::from(second), "its own network");
+    let defaults = routes().into_iter().filter(|line| line.contains(&format!(" {} ", hex([0; 4]))));
+    assert!(defaults.count() >= 2, "both stay: {:#?}", routes());
+    let metric = |card: &str| fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{card}/ra_defrtr_metric"));
+    if let (Ok(first), Ok(second)) = (metric(NEAR.1), metric(FAR.1)) {
+        assert_eq!((first.trim(), second.trim()), ("1024", "1025"), "as for IPv6");
+    }
 }

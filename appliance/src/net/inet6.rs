@@ -11,6 +11,9 @@ const ADDRESSES: &str = "/proc/thread-self/net/if_inet6";
 /// Flags in the address list (linux/if_addr.h).
 const DAD_FAILED: u8 = 0x08;
 const TENTATIVE: u8 = 0x40;
+/// Metric of card 0's routes through routers; that of card N is N more. What the kernel gives to routes from router
+/// advertisements by itself (IP6_RT_PRIO_USER).
+pub(super) const METRIC: u32 = 1024;
 /// Scopes in the address list that reach beyond the link: global, and the old site-local.
 const ROUTED: [u8; 2] = [0x00, 0x40];
 
@@ -42,8 +45,8 @@ pub(super) fn is_supported() -> bool {
     Path::new(SETTINGS).exists()
 }
 
-/// Applies a policy, before the card goes up.
-pub(super) fn configure(card: &str, policy: Policy) -> io::Result<()> {
+/// Applies a policy to the card of this number, before it goes up.
+pub(super) fn configure(card: &str, policy: Policy, number: u32) -> io::Result<()> {
     let (off, advertised, addresses) = match policy {
         Policy::Off => ("1", "0", "0"),
         Policy::Auto => ("0", "1", "1"),
@@ -52,9 +55,14 @@ pub(super) fn configure(card: &str, policy: Policy) -> io::Result<()> {
     };
     let dir = Path::new(SETTINGS).join(card);
     // One stable address is wanted, and the router's answer soon: a job waits for it. Optional settings.
-    for (name, value) in
-        [("use_tempaddr", "0"), ("router_solicitation_delay", "0"), ("router_solicitation_interval", "1")]
-    {
+    let metric = METRIC.saturating_add(number).to_string();
+    for (name, value) in [
+        ("use_tempaddr", "0"),
+        ("router_solicitation_delay", "0"),
+        ("router_solicitation_interval", "1"),
+        // Of several cards the first has the default route.
+        ("ra_defrtr_metric", &metric),
+    ] {
         let _ = fs::write(dir.join(name), value);
     }
     fs::write(dir.join("accept_ra"), advertised)?;

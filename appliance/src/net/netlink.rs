@@ -35,6 +35,8 @@ pub(super) struct Route {
     pub(super) gateway: Option<IpAddr>,
     /// True if the router is outside of our own networks but on the link all the same.
     pub(super) on_link: bool,
+    /// Of several routes to one network that with the lowest is used.
+    pub(super) metric: u32,
 }
 
 /// A connection to the kernel's network configuration.
@@ -79,7 +81,7 @@ impl Netlink {
         }
     }
 
-    /// Adds a route through a card, in place of one to the same network.
+    /// Adds a route through a card, in place of one to the same network with the same metric.
     pub(super) fn add_route(&mut self, index: u32, to: Route) -> io::Result<()> {
         self.request(&route(index, to))
     }
@@ -193,7 +195,9 @@ fn route(index: u32, to: Route) -> Message {
     if let Some(gateway) = to.gateway {
         message = message.attribute(libc::RTA_GATEWAY, &octets(gateway));
     }
-    message.attribute(libc::RTA_OIF, &index.to_ne_bytes())
+    message
+        .attribute(libc::RTA_OIF, &index.to_ne_bytes())
+        .attribute(libc::RTA_PRIORITY, &to.metric.to_ne_bytes())
 }
 
 fn family(address: IpAddr) -> u8 {
@@ -268,13 +272,15 @@ pub(in crate::net) mod tests {
             prefix: 0,
             gateway: Some("192.0.2.1".parse().unwrap()),
             on_link: false,
+            metric: 1025,
         };
         #[rustfmt::skip]
         assert_eq!(route(2, to).encode(3), [
-            44, 0, 0, 0,  24, 0,  0x05, 0x05,  3, 0, 0, 0,  0, 0, 0, 0,
+            52, 0, 0, 0,  24, 0,  0x05, 0x05,  3, 0, 0, 0,  0, 0, 0, 0,
             2, 0, 0, 0,  254, 3, 0, 1,  0, 0, 0, 0,
             8, 0, 5, 0,  192, 0, 2, 1,
             8, 0, 4, 0,  2, 0, 0, 0,
+            8, 0, 6, 0,  1, 4, 0, 0,
         ]);
     }
 
@@ -313,6 +319,7 @@ pub(in crate::net) mod tests {
             prefix,
             gateway: gateway.map(|g| g.parse().unwrap()),
             on_link,
+            metric: 1024,
         };
         netlink.add_route(1, v4("0.0.0.0", 0, Some("192.0.2.1"), false)).unwrap();
         netlink.add_route(1, v4("198.51.100.0", 24, Some("203.0.113.1"), true)).unwrap();

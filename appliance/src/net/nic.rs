@@ -120,7 +120,8 @@ impl Task {
         let setting = |what: &str| setting(&card.name, what);
         let mut netlink = Netlink::open().map_err(setting("open the kernel's network configuration"))?;
         if inet6::is_supported() {
-            inet6::configure(&card.name, self.inet6_policy()).map_err(setting("set up IPv6"))?;
+            inet6::configure(&card.name, self.inet6_policy(), self.settings.index)
+                .map_err(setting("set up IPv6"))?;
         }
         if let Some(mtu) = self.settings.mtu {
             netlink.set_mtu(card.index, mtu).map_err(setting(&format!("set MTU {mtu}")))?;
@@ -226,7 +227,7 @@ impl Running<'_> {
         for address in &v4 {
             self.announce(*address);
         }
-        for route in default_routes(addresses, gateways) {
+        for route in default_routes(addresses, gateways, self.metric()) {
             let what = format!("add a route through {}", route.gateway.unwrap_or(route.network));
             self.netlink.add_route(self.card.index, route).map_err(self.setting(&what))?;
         }
@@ -308,7 +309,7 @@ impl Running<'_> {
         self.netlink.add_address(index, cidr).map_err(self.setting(&format!("add address {text}")))?;
         self.leased = Some(cidr);
         for route in &lease.routes {
-            if let Err(error) = self.netlink.add_route(index, leased_route(cidr, *route)) {
+            if let Err(error) = self.netlink.add_route(index, leased_route(cidr, *route, self.metric())) {
                 // Others may do; whether the orchestrator can be reached shows when it is tried.
                 console::line(&format!(
                     "{}: route to {}/{} not taken: {error}",
@@ -377,6 +378,11 @@ impl Running<'_> {
         }
     }
 
+    /// Of the card's routes through routers: the lower the card's number, the sooner they are used.
+    fn metric(&self) -> u32 {
+        inet6::METRIC.saturating_add(self.task.settings.index)
+    }
+
     fn announce(&self, address: Ipv4Addr) {
         if let Err(error) = arp::announce(&self.card, address) {
             console::line(&format!("{}: {address} not announced: {error}", self.card.name));
@@ -394,14 +400,14 @@ fn setting(card: &str, what: &str) -> impl FnOnce(io::Error) -> Error + use<> {
 }
 
 /// The first gateway of each family, reached directly if it is outside of our own networks.
-fn default_routes(addresses: &[Cidr], gateways: &[IpAddr]) -> Vec<Route> {
+fn default_routes(addresses: &[Cidr], gateways: &[IpAddr], metric: u32) -> Vec<Route> {
     let unspecified = |v4: bool| if v4 { IpAddr::from([0u8; 4]) } else { IpAddr::from([0u8; 16]) };
     let first = |v4: bool| gateways.iter().copied().find(|g| g.is_ipv4() == v4);
     let route = |v4: bool| {
         let gateway = first(v4)?;
         let link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
         let inside = link_local || addresses.iter().any(|cidr| cidr.contains(gateway));
-        Some(Route { network: unspecified(v4), prefix: 0, gateway: Some(gateway), on_link: !inside })
+        Some(Route { network: unspecified(v4), prefix: 0, gateway: Some(gateway), on_link: !inside, metric })
     };
     [true, false].into_iter().filter_map(route).collect()
 }
@@ -412,10 +418,10 @@ fn leased_mtu(leased: Option<u16>, most: Option<u32>) -> Option<u32> {
     leased.map(u32::from).filter(|mtu| most.is_none_or(|most| *mtu < most))
 }
 
-fn leased_route(own: Cidr, route: LeasedRoute) -> Route {
+fn leased_route(own: Cidr, route: LeasedRoute, metric: u32) -> Route {
     let gateway = route.gateway.map(IpAddr::V4);
     let on_link = gateway.is_some_and(|g| !own.contains(g));
-    Route { network: IpAddr::V4(route.network), prefix: route.prefix, gateway, on_link }
+    Route { network: IpAddr::V4(route.network), prefix: route.prefix, gateway, on_link, metric }
 }
 
 /// Different on each machine and at each start: random bytes, mixed with the MAC in case there are none yet.
@@ -444,13 +450,14 @@ mod tests {
     #[test]
     fn one_default_route_per_family_and_foreign_gateways_are_on_the_link() {
         let addresses = [cidr("192.0.2.7/24"), cidr("2001:db8::7/64")];
-        let routes = default_routes(&addresses, &ips(&["192.0.2.1", "192.0.2.2", "fe80::1"]));
+        let routes = default_routes(&addresses, &ips(&["192.0.2.1", "192.0.2.2", "fe80::1"]), 1025);
+        assert!(routes.iter().all(|route| route.metric == 1025));
         assert_eq!(routes.len(), 2);
         assert_eq!((routes[0].gateway, routes[0].on_link), (Some("192.0.2.1".parse().unwrap()), false));
         assert_eq!((routes[1].gateway, routes[1].on_link), (Some("fe80::1".parse().unwrap()), false));
-        let routes = default_routes(&[cidr("192.0.2.7/32")], &ips(&["203.0.113.1"]));
+        let routes = default_routes(&[cidr("192.0.2.7/32")], &ips(&["203.0.113.1"]), 1024);
         assert!(routes[0].on_link);
-        assert!(default_routes(&addresses, &[]).is_empty());
+        assert!(default_routes(&addresses, &[], 1024).is_empty());
     }
 
     #[test]
@@ -474,9 +481,10 @@ mod tests {
             prefix: 24,
             gateway: Some("192.0.2.1".parse().unwrap()),
             on_link: false,
+            metric: 1026,
         };
-        assert_eq!(leased_route(own, route), expected);
-        assert!(leased_route(cidr("192.0.2.7/32"), route).on_link);
-        assert!(!leased_route(own, LeasedRoute { gateway: None, ..route }).on_link);
+        assert_eq!(leased_route(own, route, 1026), expected);
+        assert!(leased_route(cidr("192.0.2.7/32"), route, 1024).on_link);
+        assert!(!leased_route(own, LeasedRoute { gateway: None, ..route }, 1024).on_link);
     }
 }

@@ -57,10 +57,13 @@ impl Reporter {
         self.put("key", &hex);
     }
 
-    /// The addresses in use.
-    pub fn address(&self, addresses: &[IpAddr]) {
-        let list: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
-        self.put("address", &list.join(" "));
+    /// The addresses in use: of all cards, and then of each by its number.
+    pub fn address(&self, addresses: &[IpAddr], by_nic: &[(u32, Vec<IpAddr>)]) {
+        let text = |list: &[IpAddr]| list.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ");
+        self.put("address", &text(addresses));
+        for (nic, addresses) in by_nic {
+            self.put(&format!("address/{nic}"), &text(addresses));
+        }
     }
 
     /// Version of this program.

@@ -149,7 +149,7 @@ async fn start_on_hosts(
 /// The hosts on which jobs would run delegates, or the one that is named.
 async fn places(run: &Run, wanted: Option<&str>, options: &JobOptions) -> Result<Vec<Place>> {
     let demand = placement::Demand {
-        network: run.network.clone(),
+        networks: run.networks(),
         footprint: preflight::footprint(options.delegate.memory, options.delegate.vcpus),
     };
     let site = placement::Site::look(&run.pool, &demand).await?;
@@ -178,7 +178,7 @@ async fn places(run: &Run, wanted: Option<&str>, options: &JobOptions) -> Result
     if places.is_empty() {
         let which = wanted.map_or_else(|| "no host".to_owned(), |name| format!("not host '{name}', which"));
         let message = format!(
-            "{which} of pool '{pool}' is up, on the delegates' network, and sees the storage of a template of this version"
+            "{which} of pool '{pool}' is up, on the delegates' networks, and sees the storage of a template of this version"
         );
         return Err(Error::new(Kind::Failed, message).remedy(
             "the findings about hosts, network and template-storage of `abd doctor` say what each lacks",

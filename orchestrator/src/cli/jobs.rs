@@ -4,6 +4,7 @@ use super::{RestoreArgs, Session, find_sr};
 use crate::config::PoolConfig;
 use crate::error::{Error, Kind, Result};
 use crate::job::{DEFAULT_PACK_SIZE, End, Run, restore};
+use crate::networks::Card;
 use crate::pool::Pool;
 use crate::report::Event;
 use crate::spec::JobOptions;
@@ -12,10 +13,6 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
-use xapi::Ref;
-
-/// MTU of a network that does not say.
-const DEFAULT_MTU: u32 = 1500;
 
 /// What restore points and locks call a run.
 #[derive(Clone, Debug)]
@@ -59,15 +56,14 @@ pub(super) async fn enter_pool(
     let pool = Pool::connect(&session.state, config).await?;
     let residue = clean_up_after_dead_jobs(session, &pool).await;
     match prepare_with(&pool, store).await {
-        Ok((templates, network, service, url)) => {
+        Ok((templates, cards, service, url)) => {
             let run = Run {
                 id: identity.run.clone(),
                 pool,
                 store: service.1,
                 service: service.0,
                 templates,
-                network: network.0,
-                network_mtu: u32::try_from(network.1.mtu).unwrap_or(DEFAULT_MTU),
+                cards,
                 url,
                 journals: session.state.journal_directory(),
                 report: session.report.clone(),
@@ -84,23 +80,22 @@ pub(super) async fn enter_pool(
     }
 }
 
-type Prepared =
-    (Vec<template::TemplateAt>, (Ref<xapi::Network>, xapi::Network), (ads::Service, Arc<ads::Store>), String);
+type Prepared = (Vec<template::TemplateAt>, Vec<Card>, (ads::Service, Arc<ads::Store>), String);
 
 async fn prepare_with(pool: &Pool, store: Arc<ads::Store>) -> Result<Prepared> {
     let templates = template::usable(pool).await?;
-    let network = pool.delegate_network().await?;
+    let cards = pool.delegate_cards().await?;
     let listen = pool.config.listen.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
     let identity = pin::Identity::generate()
         .map_err(|error| Error::new(Kind::Failed, "cannot make a key").because(error))?;
     let service = ads::Service::start(store.clone(), identity, &[listen]).await.map_err(|error| {
         Error::new(Kind::Usage, format!("cannot listen at {listen} for delegates"))
             .because(error)
-            .remedy("name a free address and port with `abd pool add --listen`")
+            .remedy("name a free address and port with `abd pool set --listen`")
     })?;
     let address = service.addresses().first().copied().unwrap_or(listen);
     let url = format!("https://{}", pool.advertised(address).await?);
-    Ok((templates, network, (service, store), url))
+    Ok((templates, cards, (service, store), url))
 }
 
 /// Removes what dead jobs left in the pool before new ones start. What resists does not keep them from running.

@@ -17,6 +17,7 @@ mod work;
 
 use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
+use crate::networks::DelegateNetwork;
 use crate::pool::Pool;
 use crate::report::Report;
 use clap::{Args, Parser, Subcommand};
@@ -211,11 +212,16 @@ enum PoolCommand {
     Add(PoolAddArgs),
     /// Change what is known of a pool.
     #[command(
-        after_help = "Example:\n  abd pool set dc1 --keep-idle 2 --keep-idle-for 1h\n  abd pool set dc1 --keep-idle 0"
+        after_help = "Example:\n  abd pool set dc1 --keep-idle 2 --keep-idle-for 1h\n  abd pool set dc1 --keep-idle 0\n  abd pool set dc1 --network storage,address=10.9.0.5/24 --network Management --advertise 10.9.0.1"
     )]
     Set {
         /// The pool's name.
         name: String,
+        #[command(flatten)]
+        reach: ReachArgs,
+        /// Put delegates on the management network alone, as is the default.
+        #[arg(long, conflicts_with = "network")]
+        management_network: bool,
         #[command(flatten)]
         keep: KeepArgs,
     },
@@ -256,17 +262,26 @@ struct PoolAddArgs {
     /// SHA-256 of the certificate, where you know it; else it is shown and asked about.
     #[arg(long, value_name = "HEX")]
     fingerprint: Option<String>,
+    #[command(flatten)]
+    reach: ReachArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
+}
+
+/// How delegates reach this machine.
+#[derive(Clone, Debug, Args)]
+struct ReachArgs {
     /// Address at which delegates reach this machine.
     #[arg(long, value_name = "ADDRESS")]
     advertise: Option<IpAddr>,
     /// Address and port to listen at for delegates [default: all addresses, any port].
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// Network for delegates, by name or uuid [default: the management network].
-    #[arg(long)]
-    network: Option<String>,
-    #[command(flatten)]
-    keep: KeepArgs,
+    /// Network for delegates, by name or uuid [default: the management network]. Several times for several cards: the
+    /// first is card 0 and has the default route. After a comma what its card is told, such as
+    /// `storage,address=10.9.0.5/24,gateway=10.9.0.1` or `storage,ipv6=off`; else DHCP and router advertisements.
+    #[arg(long, value_name = "NETWORK[,SETTING...]")]
+    network: Vec<DelegateNetwork>,
 }
 
 /// Whether delegates are kept for later jobs.

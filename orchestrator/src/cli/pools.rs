@@ -1,10 +1,11 @@
 //! `abd pool`: which pools are known, and which certificates are trusted.
 
-use super::{KeepArgs, PoolAddArgs, PoolCommand, Session};
+use super::{KeepArgs, PoolAddArgs, PoolCommand, ReachArgs, Session};
 use crate::cleanup::Removed;
 use crate::config::{DEFAULT_KEEP_IDLE_FOR_S, PoolConfig};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kept;
+use crate::networks;
 use crate::pool::{Pool, connect_with, parse_endpoint, pem_to_der};
 use crate::reconcile;
 use crate::report::table;
@@ -19,7 +20,9 @@ const HTTPS_PORT: u16 = 443;
 pub(super) async fn run(session: &Session, command: PoolCommand) -> Result<()> {
     match command {
         PoolCommand::Add(args) => pool_add(session, args).await,
-        PoolCommand::Set { name, keep } => pool_set(session, &name, &keep).await,
+        PoolCommand::Set { name, reach, management_network, keep } => {
+            pool_set(session, &name, &reach, management_network, &keep).await
+        }
         PoolCommand::List => pool_list(session),
         PoolCommand::Remove { name, keep_references } => pool_remove(session, &name, keep_references).await,
     }
@@ -50,12 +53,13 @@ async fn pool_add(session: &Session, args: PoolAddArgs) -> Result<()> {
         user: if local { String::new() } else { args.user },
         password_file,
         certificates,
-        advertise: args.advertise,
-        listen: args.listen,
-        network: args.network,
+        advertise: None,
+        listen: None,
+        networks: Vec::new(),
         keep_idle: 0,
         keep_idle_for_s: DEFAULT_KEEP_IDLE_FOR_S,
     };
+    apply_reach(&args.reach, &mut config)?;
     apply(&args.keep, &mut config);
     let credentials = if local {
         Credentials::Local
@@ -97,33 +101,81 @@ fn apply(keep: &KeepArgs, config: &mut PoolConfig) {
     config.keep_idle_for_s = keep.keep_idle_for.map_or(config.keep_idle_for_s, |time| time.as_secs());
 }
 
-/// Changes a pool's settings. Kept delegates that they do not allow any more are removed at once.
-async fn pool_set(session: &Session, name: &str, keep: &KeepArgs) -> Result<()> {
-    if keep.keep_idle.is_none() && keep.keep_idle_for.is_none() {
-        return Err(Error::new(Kind::Usage, "nothing is to be changed").remedy("say --keep-idle COUNT"));
+/// Takes over what was said about how delegates reach this machine.
+fn apply_reach(reach: &ReachArgs, config: &mut PoolConfig) -> Result<()> {
+    networks::check(&reach.network)?;
+    config.advertise = reach.advertise.or(config.advertise);
+    config.listen = reach.listen.or(config.listen);
+    if !reach.network.is_empty() {
+        config.networks.clone_from(&reach.network);
     }
-    let mut config = session.state.pool(Some(name))?;
+    Ok(())
+}
+
+/// Changes a pool's settings. Kept delegates that they do not allow any more are removed at once.
+async fn pool_set(
+    session: &Session,
+    name: &str,
+    reach: &ReachArgs,
+    management_network: bool,
+    keep: &KeepArgs,
+) -> Result<()> {
+    let before = session.state.pool(Some(name))?;
+    let says_keep = keep.keep_idle.is_some() || keep.keep_idle_for.is_some();
+    let says_reach = reach.advertise.is_some() || reach.listen.is_some() || !reach.network.is_empty();
+    if !says_keep && !says_reach && !management_network {
+        return Err(Error::new(Kind::Usage, "nothing is to be changed").remedy(
+            "say --keep-idle COUNT, --network NETWORK, --advertise ADDRESS or --listen ADDRESS:PORT",
+        ));
+    }
+    let mut config = before.clone();
     apply(keep, &mut config);
+    apply_reach(reach, &mut config)?;
+    if management_network {
+        config.networks.clear();
+    }
     let mut pools = session.state.pools()?;
     for pool in pools.iter_mut().filter(|pool| pool.name == name) {
         pool.clone_from(&config);
     }
     session.state.save_pools(pools)?;
-    let removed = drop_kept(session, config.clone(), false).await?;
+    // Kept ones have cards on the networks of before.
+    let moved = config.networks != before.networks;
+    let removed = drop_kept(session, config.clone(), moved).await?;
     let value = json!({
         "name": name, "keep_idle": config.keep_idle, "keep_idle_for_s": config.keep_idle_for_s,
+        "networks": config.networks, "advertise": config.advertise, "listen": config.listen,
         "removed": removed.objects,
     });
-    session.report.answer(&value, || match config.keep_idle {
-        0 => format!("pool '{name}': delegates are thrown away after their jobs"),
-        count => {
-            format!(
-                "pool '{name}': up to {count} delegates per host are kept for {} s",
-                config.keep_idle_for_s
-            )
-        }
-    });
+    session.report.answer(&value, || settings_text(&config, says_reach || management_network, says_keep));
     Ok(())
+}
+
+/// What was set, for people.
+fn settings_text(config: &PoolConfig, reach: bool, keep: bool) -> String {
+    let mut lines = Vec::new();
+    let name = &config.name;
+    if reach {
+        match config.networks.as_slice() {
+            [] => lines.push(format!("pool '{name}': delegates are on the management network")),
+            networks => lines.extend(networks.iter().enumerate().map(|(number, network)| {
+                let route = if number == 0 { ", which has the default route" } else { "" };
+                format!("pool '{name}': delegates are on '{network}' with card {number}{route}")
+            })),
+        }
+        let said = |what: Option<String>| what.unwrap_or_else(|| "found out by each run".to_owned());
+        let address = said(config.advertise.map(|address| address.to_string()));
+        lines.push(format!("pool '{name}': the address of this machine for delegates: {address}"));
+    }
+    match config.keep_idle {
+        _ if !keep => {}
+        0 => lines.push(format!("pool '{name}': delegates are thrown away after their jobs")),
+        count => lines.push(format!(
+            "pool '{name}': up to {count} delegates per host are kept for {} s",
+            config.keep_idle_for_s
+        )),
+    }
+    lines.join("\n")
 }
 
 /// Removes kept delegates from a pool: those that its settings do not allow, or all. Asks the pool only if there are any.

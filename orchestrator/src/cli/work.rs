@@ -266,6 +266,7 @@ fn needs(facts: &Facts, vm: &Vm, choice: &Choice) -> Needs {
         storage: storage.iter().map(ToString::to_string).collect(),
         hosts: hosts.iter().map(ToString::to_string).collect(),
         memory: choice.options.delegate.memory,
+        fixed_address: facts.fixed_addresses,
     }
 }
 

@@ -117,7 +117,7 @@ impl Job<'_> {
     async fn enter(&self, vm: &Ref<Vm>, record: &Vm) -> Result<Entrance> {
         self.step("check");
         let history = self.history(record.uuid.as_str()).await?;
-        let known = Known { templates: self.templates().await?, network: self.run.network.clone() };
+        let known = Known { templates: self.templates().await?, networks: self.run.networks() };
         let usual_changes = preflight::usual_changes(history.points());
         let subject = Subject { vm, options: self.options, known: &known, usual_changes: &usual_changes };
         let waiting = |held: &Finding| self.step(&format!("waits: {}", held.message));

@@ -6,16 +6,15 @@ use crate::cleanup::{Removed, delegate_name, destroy_vdi, destroy_vm, disks_of, 
 use crate::error::{Context, Error, Kind, Result};
 use crate::journal::Entry;
 use crate::kept::{self, Taken};
+use crate::networks;
 use crate::ownership::mark;
 use crate::retry::is_gone;
+use crate::spec::DelegateOptions;
 use crate::template::{self, TemplateAt};
 use ads::JobGrant;
 use std::time::Instant;
 use wire::{Order, Work};
 use xapi::{Host, Ref, StringMap, VbdCreate, VbdMode, VbdType, Vdi, VifCreate, Vm};
-
-/// MTUs that an appliance takes.
-const MTUS: std::ops::RangeInclusive<u32> = 576..=9216;
 
 /// A disk that a delegate gets.
 pub(super) struct Attachment {
@@ -68,10 +67,11 @@ impl Job<'_> {
 
     /// Takes a kept delegate, or makes one that can be kept: with a journal of its own.
     async fn take_or_make(&self, site: &Site) -> Result<Delegate> {
+        let networks = self.run.networks();
         let want = kept::Want {
             job: &self.id,
             template: &site.template.template,
-            network: &self.run.network,
+            networks: &networks,
             host: site.host.as_ref(),
         };
         let mut slot = self.holding.lock().await;
@@ -139,13 +139,13 @@ impl Job<'_> {
             };
             client.vbd_create(&vbd).await?;
         }
-        if kept.is_none() {
+        for card in run.cards.iter().filter(|_| kept.is_none()) {
             let vif = VifCreate {
                 vm: vm.clone(),
-                network: run.network.clone(),
-                device: 0,
+                network: card.network.clone(),
+                device: card.number,
                 mac: String::new(),
-                mtu: run.network_mtu,
+                mtu: card.mtu,
                 other_config: StringMap::new(),
             };
             client.vif_create(&vif).await?;
@@ -238,9 +238,8 @@ impl Job<'_> {
             (wire::KEY_ORCHESTRATOR_KEY.into(), run.service.fingerprint().to_string()),
             (wire::KEY_WATCHDOG.into(), self.watchdog_s().to_string()),
         ]);
-        for (key, value) in self.options.delegate.net().into_iter().chain(mtu_setting(run.network_mtu)) {
-            keys.insert(format!("{}/0/{key}", wire::KEY_NET), value);
-        }
+        let DelegateOptions { addresses, gateways, .. } = &self.options.delegate;
+        keys.extend(networks::xenstore_keys(&run.cards, &networks::address_settings(addresses, gateways)));
         keys
     }
 
@@ -249,7 +248,8 @@ impl Job<'_> {
         let Some(mut holding) = self.holding.lock().await.take() else { return self.remove(delegate).await };
         let (vm, template) = (&delegate.vm, &site.template.template);
         let host = site.host.as_ref();
-        let parked = kept::park(&self.pool, &self.run.journals, &mut holding, vm, template, host).await;
+        let origin = kept::Origin { template, networks: &self.run.networks(), host };
+        let parked = kept::park(&self.pool, &self.run.journals, &mut holding, vm, origin).await;
         match parked {
             Ok(()) => {
                 self.step("keep delegate");
@@ -270,22 +270,5 @@ impl Job<'_> {
             destroy_vdi(&self.pool, vdi).await.context(|| format!("remove the delegate's disk {vdi}"))?;
         }
         Ok(())
-    }
-}
-
-/// The MTU of the delegates' network as a setting; none where no appliance takes it.
-fn mtu_setting(mtu: u32) -> Option<(String, String)> {
-    MTUS.contains(&mtu).then(|| ("mtu".to_owned(), mtu.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mtu_of_the_network_is_passed_on_where_an_appliance_takes_it() {
-        assert_eq!(mtu_setting(9000), Some(("mtu".into(), "9000".into())));
-        assert_eq!(mtu_setting(1500), Some(("mtu".into(), "1500".into())));
-        assert_eq!((mtu_setting(0), mtu_setting(65_535)), (None, None));
     }
 }

@@ -4,9 +4,10 @@
 use super::delegate::Site;
 use super::watch::{Diagnosed, Trace};
 use super::{End, Failure, Job, JobResult, Run, summary_of};
-use crate::check::{Clock, DelegateCheck, Measures, Reached};
+use crate::check::{CardCheck, Clock, DelegateCheck, Measures, Reached};
 use crate::error::Error;
 use crate::journal::Entry;
+use crate::networks::Card;
 use crate::report::{DelegateSummary, Event};
 use crate::spec::JobOptions;
 use crate::template::TemplateAt;
@@ -43,7 +44,7 @@ pub async fn run(run: &Run, place: &Place, options: &JobOptions) -> DelegateChec
     };
     let mut entries = Vec::new();
     let outcome = job.measure(place, &mut entries).await;
-    let blank = reached(blank, &job.trace());
+    let blank = reached(blank, &job.trace(), &run.cards);
     let check = match outcome {
         Ok((measures, removed)) => {
             let check = DelegateCheck { job: job.id.clone(), measures: Some(measures), ..blank };
@@ -83,9 +84,19 @@ impl Job<'_> {
     }
 }
 
-fn reached(check: DelegateCheck, trace: &Trace) -> DelegateCheck {
+fn reached(check: DelegateCheck, trace: &Trace, cards: &[Card]) -> DelegateCheck {
     let states = trace.states.iter().map(|(state, at)| Reached { state: state.clone(), at_ms: ms(*at) });
-    DelegateCheck { states: states.collect(), addresses: trace.addresses.clone(), ..check }
+    let cards = cards.iter().map(|card| CardCheck {
+        number: card.number,
+        network: card.name.clone(),
+        addresses: trace.by_card.get(&card.number).cloned().unwrap_or_default(),
+    });
+    DelegateCheck {
+        states: states.collect(),
+        addresses: trace.addresses.clone(),
+        cards: cards.collect(),
+        ..check
+    }
 }
 
 /// The end of one that left nothing behind.

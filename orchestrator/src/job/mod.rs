@@ -16,6 +16,7 @@ use crate::cleanup::{self, Removed};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Entry, Journal};
 use crate::kept;
+use crate::networks::Card;
 use crate::pool::Pool;
 use crate::reconcile;
 use crate::report::{DelegateSummary, DiskSummary, Event, JobSummary, Report};
@@ -46,10 +47,8 @@ pub struct Run {
     pub service: ads::Service,
     /// Templates of our version, each with its storage: at least one.
     pub templates: Vec<TemplateAt>,
-    /// The network that delegates use.
-    pub network: Ref<Network>,
-    /// Its MTU in bytes.
-    pub network_mtu: u32,
+    /// The cards that delegates get.
+    pub cards: Vec<Card>,
     /// URL at which delegates reach the service.
     pub url: String,
     /// Where journals stand.
@@ -62,6 +61,13 @@ pub struct Run {
     pub name: Option<String>,
     /// Bytes of a pack.
     pub pack_size: u32,
+}
+
+impl Run {
+    /// The networks that delegates are on.
+    pub fn networks(&self) -> Vec<Ref<Network>> {
+        self.cards.iter().map(|card| card.network.clone()).collect()
+    }
 }
 
 /// Packs that delegates make: two of them are in memory at once.
@@ -195,7 +201,7 @@ impl Job<'_> {
     fn demand(&self) -> placement::Demand {
         let delegate = &self.options.delegate;
         placement::Demand {
-            network: self.run.network.clone(),
+            networks: self.run.networks(),
             footprint: crate::preflight::footprint(delegate.memory, delegate.vcpus),
         }
     }

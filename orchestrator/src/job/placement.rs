@@ -32,8 +32,8 @@ pub struct Site {
 /// What a delegate needs of its host besides storage.
 #[derive(Clone, Debug)]
 pub struct Demand {
-    /// The network over which it calls.
-    pub network: Ref<Network>,
+    /// The networks that it is on.
+    pub networks: Vec<Ref<Network>>,
     /// The memory that it takes there, the host's overhead included.
     pub footprint: ByteCount,
 }
@@ -64,6 +64,11 @@ pub fn leads_to(pifs: &BTreeMap<Ref<Pif>, Pif>, network: &Ref<Network>, host: &R
     adapters.peek().is_none() || adapters.any(|pif| pif.host == *host && pif.currently_attached)
 }
 
+/// Whether all networks lead out of a host.
+pub fn all_lead_to(pifs: &BTreeMap<Ref<Pif>, Pif>, networks: &[Ref<Network>], host: &Ref<Host>) -> bool {
+    networks.iter().all(|network| leads_to(pifs, network, host))
+}
+
 /// Whether a host has this much memory free; one that does not tell is taken to have it.
 pub fn has_memory(metrics: Option<&HostMetrics>, footprint: ByteCount) -> bool {
     metrics.is_none_or(|metrics| metrics.memory_free == 0 || metrics.memory_free >= footprint.get())
@@ -87,12 +92,12 @@ impl Site {
         Ok(Self::of(records, demand))
     }
 
-    /// The hosts that are up, on the delegate's network and have the memory for it. Where none has, all that are up and
-    /// on the network: memory comes and goes, and the start will tell.
+    /// The hosts that are up, on the delegate's networks and have the memory for it. Where none has, all that are up and
+    /// on the networks: memory comes and goes, and the start will tell.
     pub fn of(records: Records<'_>, demand: &Demand) -> Self {
         let metrics = |host: &Host| records.metrics.get(&host.metrics);
         let up = |(reference, host): &(&Ref<Host>, &Host)| {
-            is_up(host, metrics(host)) && leads_to(records.pifs, &demand.network, reference)
+            is_up(host, metrics(host)) && all_lead_to(records.pifs, &demand.networks, reference)
         };
         let up: Vec<_> = records.hosts.iter().filter(up).collect();
         let has_memory = |host: &Host| has_memory(metrics(host), demand.footprint);
@@ -257,7 +262,8 @@ mod tests {
         }
         let (pbds, srs) = (BTreeMap::new(), BTreeMap::new());
         let records = Records { hosts: &hosts, metrics: &metrics, pbds: &pbds, pifs: &pifs, srs: &srs };
-        let site = Site::of(records, &Demand { network, footprint: ByteCount::new(100 << 20) });
+        let site =
+            Site::of(records, &Demand { networks: vec![network], footprint: ByteCount::new(100 << 20) });
         site.sees.keys().map(|host| host.as_str().trim_start_matches("OpaqueRef:").to_owned()).collect()
     }
 

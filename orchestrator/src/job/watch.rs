@@ -6,6 +6,7 @@ use super::{Failure, Job, cancelled, requested};
 use crate::error::{Error, Kind};
 use crate::report::Event;
 use ads::{JobEvent, JobHandle};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -67,6 +68,8 @@ pub(super) struct Trace {
     pub states: Vec<(String, Duration)>,
     /// The addresses that it got.
     pub addresses: String,
+    /// Those of each card, by its number.
+    pub by_card: BTreeMap<u32, String>,
 }
 
 impl Trace {
@@ -175,6 +178,11 @@ impl Job<'_> {
         }
         if let Some(addresses) = key(wire::KEY_ADDRESS) {
             self.trace().addresses.clone_from(addresses);
+        }
+        for card in &self.run.cards {
+            if let Some(addresses) = key(&format!("{}/{}", wire::KEY_ADDRESS, card.number)) {
+                self.trace().by_card.insert(card.number, addresses.clone());
+            }
         }
         if let Some(message) = key(wire::KEY_ERROR) {
             let code = key(wire::KEY_ERROR_CODE).cloned().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Kept delegates: where a pool is configured so, a delegate that did its work is kept, halted, for a later job.
 //!
-//! What is kept is a clone with its boot disk and its network adapter. It does not run: a running HVM guest can be given
+//! What is kept is a clone with its boot disk and its network adapters. It does not run: a running HVM guest can be given
 //! no read-only disk, so it would have to be restarted anyway. So it takes no memory, and nothing of ours runs in a
 //! pool whose orchestrator is gone. It holds no key, no order and no disk of a job; the next one boots it anew.
 //!
@@ -80,9 +80,20 @@ pub struct Want<'a> {
     pub job: &'a str,
     /// The template that it would clone.
     pub template: &'a Template,
-    /// The network that it is to be on.
-    pub network: &'a Ref<Network>,
+    /// The networks that its cards are to be on, that of card 0 first.
+    pub networks: &'a [Ref<Network>],
     /// Where it will run.
+    pub host: Option<&'a Ref<Host>>,
+}
+
+/// What a delegate that may be kept was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The template that it was cloned from.
+    pub template: &'a Template,
+    /// The networks that it got cards on, that of card 0 first.
+    pub networks: &'a [Ref<Network>],
+    /// Where it ran.
     pub host: Option<&'a Ref<Host>>,
 }
 
@@ -132,7 +143,7 @@ pub async fn take(pool: &Pool, journals: &Path, want: Want<'_>) -> Result<Option
         let mut holding = Holding { id, journal, entries };
         // From here on it is a leftover if this process dies.
         holding.record(Entry::Taken { job: want.job.to_owned() })?;
-        if let Some((vm, record, own_vdis)) = sound(pool, &holding, Some(want.network)).await? {
+        if let Some((vm, record, own_vdis)) = sound(pool, &holding, want.networks).await? {
             let removed = pool.client.remove_from_other_config(&vm, TAG_IDLE).await;
             removed.context(|| "take the kept delegate".into())?;
             return Ok(Some(Taken { holding, vm, record, own_vdis }));
@@ -158,11 +169,11 @@ fn pick(pool: &Pool, journals: &Path, want: Want<'_>, rule: Rule) -> Result<Opti
     Ok(fitting.min_by_key(|journal| journal.idle().map(|idle| idle.host.as_str()) != host))
 }
 
-/// The delegate of a journal, if it is halted, ours, and has its own disks and this network, and nothing else.
+/// The delegate of a journal, if it is halted, ours, and has its own disks and cards on these networks, and nothing else.
 async fn sound(
     pool: &Pool,
     holding: &Holding,
-    network: Option<&Ref<Network>>,
+    networks: &[Ref<Network>],
 ) -> Result<Option<(Ref<Vm>, Vm, Vec<String>)>> {
     let looking = || "look at a kept delegate".to_owned();
     let made = holding.entries.iter().rev().find_map(|entry| match entry {
@@ -187,12 +198,16 @@ async fn sound(
     let mut own = own.clone();
     disks.sort();
     own.sort();
-    if disks != own || record.vbds.len() != own.len() || record.vifs.len() != 1 {
+    if disks != own || record.vbds.len() != own.len() || record.vifs.len() != networks.len() {
         return Ok(None);
     }
-    if let Some(network) = network {
-        let vif = present(pool.client.get_record::<Vif>(&record.vifs[0]).await).context(looking)?;
-        if vif.is_none_or(|vif| vif.network != *network) {
+    for reference in &record.vifs {
+        let vif = present(pool.client.get_record::<Vif>(reference).await).context(looking)?;
+        // No two have one position, so as many as networks, each in its place, are all of them.
+        let place = vif.as_ref().and_then(|vif| vif.device.parse::<usize>().ok());
+        if vif.is_none()
+            || place.and_then(|place| networks.get(place)) != vif.as_ref().map(|vif| &vif.network)
+        {
             return Ok(None);
         }
     }
@@ -209,9 +224,9 @@ pub async fn park(
     journals: &Path,
     holding: &mut Holding,
     vm: &Ref<Vm>,
-    template: &Template,
-    host: Option<&Ref<Host>>,
+    origin: Origin<'_>,
 ) -> Result<()> {
+    let Origin { template, networks, host } = origin;
     let Some(rule) = rule(&pool.config) else { return Err(not_kept("the pool keeps none")) };
     let client = &pool.client;
     let looking = || "look at the delegate".to_owned();
@@ -219,16 +234,16 @@ pub async fn park(
     if record.power_state != PowerState::Halted {
         return Err(not_kept("it has not powered itself off"));
     }
-    let origin = present(client.get_record::<Vm>(&template.reference).await).context(looking)?;
-    let Some(origin) = origin.filter(|vm| !vm.other_config.contains_key(TAG_RETIRED)) else {
+    let cloned = present(client.get_record::<Vm>(&template.reference).await).context(looking)?;
+    let Some(cloned) = cloned.filter(|vm| !vm.other_config.contains_key(TAG_RETIRED)) else {
         return Err(not_kept("its template was replaced"));
     };
-    if record.nvram != origin.nvram {
+    if record.nvram != cloned.nvram {
         return Err(not_kept("its NVRAM is not what the template's is"));
     }
     client.vm_set_xenstore_data(vm, &StringMap::new()).await.context(|| "empty its XenStore".into())?;
     detach(pool, holding, &record).await?;
-    let Some((_, _, own)) = sound(pool, holding, None).await? else {
+    let Some((_, _, own)) = sound(pool, holding, networks).await? else {
         return Err(not_kept("somebody changed it"));
     };
     for disk in &own {

@@ -179,9 +179,16 @@ fn start(steps: &mut Steps, facts: &Facts, vm: &Vm, options: &JobOptions, disks:
         let object = disks.get(*at).map_or_else(String::new, |disk| snapshot_disk(&disk.name));
         steps.call("VBD.create", object, format!("read-only, at position {position} of the delegate"));
     }
-    let network = facts.network.as_ref().ok().and_then(|network| facts.networks.get(network));
-    let network = network.map_or_else(String::new, |network| format!("network '{}'", network.name_label));
-    steps.call("VIF.create", network, "for the delegate");
+    let networks = facts.delegate_networks.as_deref().unwrap_or_default();
+    for (number, network) in networks.iter().enumerate() {
+        let network = facts.networks.get(network);
+        let network = network.map_or_else(String::new, |network| format!("network '{}'", network.name_label));
+        let about = match networks.len() {
+            1 => "for the delegate".to_owned(),
+            _ => format!("for the delegate, card {number}"),
+        };
+        steps.call("VIF.create", network, about);
+    }
     steps.call("VM.set_xenstore_data", delegate, "job, address and key fingerprint of this run");
     let host = facts.hosts.get(&round.host).map_or("", |host| &host.name_label);
     steps.task("VM.start_on", delegate, format!("on host '{host}'"));

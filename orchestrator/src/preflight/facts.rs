@@ -4,6 +4,7 @@
 use super::finding::{Object, ObjectKind};
 use crate::error::{Context, Error, Kind, Result};
 use crate::job::placement::{self, Site};
+use crate::networks::DelegateNetwork;
 use crate::pool::Pool;
 use crate::template::{self, TemplateAt};
 use blocks::ByteCount;
@@ -99,8 +100,10 @@ pub struct Facts {
     pub pifs: Records<Pif>,
     /// Their links.
     pub pif_metrics: Records<PifMetrics>,
-    /// The network that delegates use.
-    pub network: std::result::Result<Ref<Network>, NotFound>,
+    /// The networks that delegates are on, that of card 0 first: at least one.
+    pub delegate_networks: std::result::Result<Vec<Ref<Network>>, NotFound>,
+    /// Whether a card of theirs has a fixed address, which only one delegate at a time can have.
+    pub fixed_addresses: bool,
     /// The templates that delegates are cloned from, with their storage: at least one.
     pub templates: std::result::Result<Vec<TemplateAt>, NotFound>,
     /// Our session; only read for a whole pool.
@@ -122,8 +125,8 @@ pub struct Facts {
 pub struct Known {
     /// The delegates' templates.
     pub templates: Vec<TemplateAt>,
-    /// Their network.
-    pub network: Ref<Network>,
+    /// Their networks, that of card 0 first.
+    pub networks: Vec<Ref<Network>>,
 }
 
 impl Facts {
@@ -132,7 +135,7 @@ impl Facts {
     /// # Errors
     /// What the pool says, naming what was read.
     pub async fn for_job(pool: &Pool, known: &Known) -> Result<Self> {
-        Self::read(pool, Ok(known.network.clone()), Ok(known.templates.clone())).await
+        Self::read(pool, Ok(known.networks.clone()), Ok(known.templates.clone())).await
     }
 
     /// Reads what the checks of the whole pool need.
@@ -140,15 +143,15 @@ impl Facts {
     /// # Errors
     /// What the pool says, naming what was read.
     pub async fn for_pool(pool: &Pool) -> Result<Self> {
-        let network = match pool.delegate_network().await {
-            Ok((reference, _)) => Ok(reference),
+        let networks = match pool.delegate_cards().await {
+            Ok(cards) => Ok(cards.into_iter().map(|card| card.network).collect()),
             Err(error) => Err(NotFound::from_error(error, Kind::NotFound)?),
         };
         let templates = match template::usable(pool).await {
             Ok(templates) => Ok(templates),
             Err(error) => Err(NotFound::from_error(error, Kind::Template)?),
         };
-        let mut facts = Self::read(pool, network, templates).await?;
+        let mut facts = Self::read(pool, networks, templates).await?;
         facts.session = Some(pool.client.session().await.context(|| "look at our session".into())?);
         facts.clocks = clocks(pool, &facts.pool.master).await;
         // Releases before 8.2 have no such class.
@@ -161,7 +164,7 @@ impl Facts {
 
     async fn read(
         pool: &Pool,
-        network: std::result::Result<Ref<Network>, NotFound>,
+        delegate_networks: std::result::Result<Vec<Ref<Network>>, NotFound>,
         templates: std::result::Result<Vec<TemplateAt>, NotFound>,
     ) -> Result<Self> {
         let client = &pool.client;
@@ -184,7 +187,8 @@ impl Facts {
             // What these say is worth a finding where they say it, and their absence is none.
             sms: client.get_all_records().await.unwrap_or_default(),
             pif_metrics: client.get_all_records().await.unwrap_or_default(),
-            network,
+            delegate_networks,
+            fixed_addresses: pool.config.networks.iter().any(DelegateNetwork::is_fixed),
             templates,
             session: None,
             clocks: None,

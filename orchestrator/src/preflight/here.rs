@@ -383,7 +383,7 @@ mod tests {
             certificates: Default::default(),
             advertise: Some(advertise.parse().expect("address")),
             listen: Some(listen.parse().expect("address")),
-            network: None,
+            networks: Vec::new(),
             keep_idle: 0,
             keep_idle_for_s: 0,
         };

@@ -1,4 +1,4 @@
-//! Hosts for delegates: which take any, which see the storage and the network that one needs, and which have memory.
+//! Hosts for delegates: which take any, which see the storage and the networks that one needs, and which have memory.
 
 use super::facts::Facts;
 use super::finding::{Code, Finding};
@@ -41,7 +41,7 @@ pub(super) fn has_memory(facts: &Facts, host: &Host, options: &JobOptions) -> bo
 }
 
 /// The delegates that a job of this VM runs, one after the other, each on a host that takes new VMs, leads to the
-/// delegates' network and passes the test.
+/// delegates' networks and passes the test.
 ///
 /// # Errors
 /// Which storage is seen by none of them.
@@ -65,7 +65,7 @@ pub(super) fn rounds(
 /// Which storage no host sees.
 pub fn rounds_of(facts: &Facts, storage: &[Ref<Sr>], vm: &Vm, options: &JobOptions) -> Result<Vec<Round>> {
     let demand = placement::Demand {
-        network: facts.network.clone().unwrap_or_else(|_| Ref::null()),
+        networks: facts.delegate_networks.clone().unwrap_or_default(),
         footprint: footprint(options.delegate.memory, options.delegate.vcpus),
     };
     let site = placement::Site::of(facts.for_placing(), &demand);
@@ -116,7 +116,7 @@ fn no_memory(facts: &Facts, host: &Host, options: &JobOptions) -> Finding {
 
 /// Whether hosts can run the delegates for this VM.
 pub(super) fn check_vm(facts: &Facts, vm: &Vm, options: &JobOptions) -> Vec<Finding> {
-    if facts.templates.is_err() || facts.network.is_err() {
+    if facts.templates.is_err() || facts.delegate_networks.is_err() {
         // That is said once, for the pool.
         return Vec::new();
     }

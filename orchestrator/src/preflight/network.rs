@@ -1,7 +1,7 @@
-//! The delegates' network: that it exists, and that it leads out of the hosts that could run them.
+//! The delegates' networks: that each exists, and that it leads out of the hosts that could run them.
 
 use super::facts::Facts;
-use super::finding::{Code, Finding, Object, ObjectKind};
+use super::finding::{Code, Finding, Level, Object, ObjectKind};
 use crate::job::placement;
 use xapi::{Host, Network, Pif, Ref};
 
@@ -13,16 +13,16 @@ fn adapters<'a>(facts: &'a Facts, network: &'a Ref<Network>) -> impl Iterator<It
     facts.pifs.values().filter(move |pif| pif.network == *network)
 }
 
-/// Whether the delegates' network leads out of a host, as far as there is one.
+/// Whether the delegates' networks all lead out of a host, as far as there are any.
 pub(super) fn leads_to(facts: &Facts, host: &Ref<Host>) -> bool {
-    let Ok(network) = &facts.network else { return true };
-    placement::leads_to(&facts.pifs, network, host)
+    let networks = facts.delegate_networks.as_deref().unwrap_or_default();
+    placement::all_lead_to(&facts.pifs, networks, host)
 }
 
-/// Checks the network of the delegates.
+/// Checks the networks of the delegates.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    let reference = match &facts.network {
-        Ok(reference) => reference,
+    let networks = match &facts.delegate_networks {
+        Ok(networks) => networks,
         Err(missing) => {
             let mut finding =
                 Finding::error(Code::Network, facts.pool_object(), &missing.message, &missing.remedy);
@@ -30,9 +30,31 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             return vec![finding];
         }
     };
+    let numbered = (0..).zip(networks);
+    let mut findings: Vec<_> = numbered
+        .flat_map(|(number, network)| check_one(facts, network, (networks.len() > 1).then_some(number)))
+        .collect();
+    let mut usable = facts.hosts.keys().filter(|host| facts.is_usable(host)).peekable();
+    let each_leads_somewhere =
+        findings.iter().all(|finding| finding.code != Code::Network || finding.level == Level::Ok);
+    if each_leads_somewhere && usable.peek().is_some() && !usable.any(|host| leads_to(facts, host)) {
+        let names = networks.iter().filter_map(|network| facts.networks.get(network));
+        let names: Vec<_> = names.map(|network| format!("'{}'", network.name_label)).collect();
+        findings.push(Finding::error(
+            Code::Network,
+            facts.pool_object(),
+            format!("no host of pool '{}' has adapters on all of the delegates' networks: {}", facts.name, names.join(", ")),
+            "plug the missing adapters (PIFs) of one host, or take delegates off a network: abd pool set NAME --network",
+        ));
+    }
+    findings
+}
+
+/// Checks one of them; `card` is its number where there are several.
+fn check_one(facts: &Facts, reference: &Ref<Network>, card: Option<u32>) -> Vec<Finding> {
     let Some(network) = facts.networks.get(reference) else {
-        let message = format!("the network that delegates used is gone from pool '{}'", facts.name);
-        let remedy = "name another: abd pool remove, then abd pool add --network NETWORK";
+        let message = format!("a network that delegates used is gone from pool '{}'", facts.name);
+        let remedy = "name another: abd pool set NAME --network NETWORK";
         return vec![Finding::error(Code::Network, facts.pool_object(), message, remedy)];
     };
     let name = &network.name_label;
@@ -41,16 +63,23 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::error(
             Code::Network,
             object(),
-            format!("network '{name}' has no adapter on any host: delegates cannot reach this machine"),
-            "name one that reaches this machine: abd pool remove, then abd pool add --network NETWORK",
+            format!(
+                "network '{name}' has no adapter on any host: delegates cannot reach this machine over it"
+            ),
+            "name one that reaches this machine: abd pool set NAME --network NETWORK",
         )];
     }
-    let mut findings = vec![Finding::ok(Code::Network, object(), format!("delegates use network '{name}'"))];
+    let message = match card {
+        None => format!("delegates use network '{name}'"),
+        Some(0) => format!("delegates use network '{name}' with card 0, which has the default route"),
+        Some(number) => format!("delegates use network '{name}' with card {number}"),
+    };
+    let mut findings = vec![Finding::ok(Code::Network, object(), message)];
     let names = |wanted: &dyn Fn(&Ref<Host>) -> bool| -> Vec<String> {
         let usable = facts.hosts.iter().filter(|(host, _)| facts.is_usable(host) && wanted(host));
         usable.map(|(_, record)| format!("'{}'", record.name_label)).collect()
     };
-    let missing = names(&|host| !leads_to(facts, host));
+    let missing = names(&|host| !placement::leads_to(&facts.pifs, reference, host));
     if !missing.is_empty() {
         findings.push(Finding::warning(
             Code::NetworkHosts,
@@ -81,7 +110,6 @@ mod tests {
     use super::super::sample::Sample;
     use super::*;
     use crate::error::Kind;
-    use crate::preflight::finding::Level;
 
     fn found(sample: &Sample) -> Vec<(Code, Level)> {
         check(&sample.facts).iter().map(|finding| (finding.code, finding.level)).collect()
@@ -95,7 +123,7 @@ mod tests {
     #[test]
     fn a_network_that_was_not_found_keeps_its_words() {
         let mut sample = Sample::new();
-        sample.facts.network = Err(NotFound {
+        sample.facts.delegate_networks = Err(NotFound {
             kind: Kind::NotFound,
             message: "no network of the pool is named 'backup'".into(),
             remedy: "see `xe network-list`".into(),
@@ -139,5 +167,31 @@ mod tests {
         let network = sample.facts.networks.values_mut().next().expect("one");
         network.other_config.insert(INTERNAL.into(), "true".into());
         assert_eq!(found(&sample), [(Code::Network, Level::Ok)]);
+    }
+
+    #[test]
+    fn each_of_several_networks_is_checked_and_named_with_its_card() {
+        let mut sample = Sample::new();
+        let storage = sample.add_network("storage");
+        assert_eq!(found(&sample), [(Code::Network, Level::Ok), (Code::Network, Level::Error)]);
+        assert!(check(&sample.facts)[1].message.contains("'storage' has no adapter on any host"));
+        sample.add_host("host-2", 64 << 30, true);
+        let host = sample.host.clone();
+        sample.add_adapter(&host, &storage);
+        // The second host lacks it: delegates run on the first only.
+        let ok = (Code::Network, Level::Ok);
+        assert_eq!(found(&sample), [ok, ok, (Code::NetworkHosts, Level::Warning)]);
+        let findings = check(&sample.facts);
+        assert!(findings[0].message.contains("card 0, which has the default route"), "{:?}", findings[0]);
+        assert!(findings[1].message.contains("'storage' with card 1"), "{:?}", findings[1]);
+        assert!(findings[2].message.contains("does not reach 'host-2'"), "{:?}", findings[2]);
+        let other = Ref::from_opaque("OpaqueRef:host-2");
+        assert!(leads_to(&sample.facts, &host) && !leads_to(&sample.facts, &other));
+        // And the first lacks the other network: none has both.
+        sample.pif_mut(&host).currently_attached = false;
+        let findings = check(&sample.facts);
+        let last = findings.last().expect("findings");
+        assert_eq!((last.code, last.level), (Code::Network, Level::Error), "{findings:?}");
+        assert!(last.message.contains("all of the delegates' networks: 'backup', 'storage'"), "{last:?}");
     }
 }

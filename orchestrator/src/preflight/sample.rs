@@ -41,7 +41,8 @@ impl Sample {
             networks: Records::new(),
             pifs: Records::new(),
             pif_metrics: Records::new(),
-            network: Ok(network.clone()),
+            delegate_networks: Ok(vec![network.clone()]),
+            fixed_addresses: false,
             templates: Ok(Vec::new()),
             session: None,
             clocks: None,
@@ -109,6 +110,21 @@ impl Sample {
             let sr = self.sr.clone();
             self.plug(name, &sr);
         }
+    }
+
+    /// Another network of the delegates, without an adapter.
+    pub(crate) fn add_network(&mut self, name: &str) -> Ref<Network> {
+        let reference = Ref::from_opaque(format!("OpaqueRef:{name}"));
+        let record = Network { name_label: name.into(), uuid: self.uuid(), ..Network::default() };
+        self.facts.networks.insert(reference.clone(), record);
+        self.facts.delegate_networks.as_mut().expect("networks").push(reference.clone());
+        reference
+    }
+
+    pub(crate) fn add_adapter(&mut self, host: &Ref<Host>, network: &Ref<Network>) {
+        let (host, network) = (host.clone(), network.clone());
+        let adapter = self.fresh();
+        self.facts.pifs.insert(adapter, Pif { host, network, currently_attached: true, ..Pif::default() });
     }
 
     pub(crate) fn plug(&mut self, host: &str, sr: &Ref<Sr>) {

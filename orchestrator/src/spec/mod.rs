@@ -225,22 +225,6 @@ impl Default for DelegateOptions {
     }
 }
 
-impl DelegateOptions {
-    /// Static network settings by key below `vm-data/abd/net/0/`; empty for DHCP.
-    pub fn net(&self) -> Vec<(String, String)> {
-        if self.addresses.is_empty() {
-            return Vec::new();
-        }
-        let mut net =
-            vec![("mode".to_owned(), "static".to_owned()), ("address".to_owned(), self.addresses.join(" "))];
-        if !self.gateways.is_empty() {
-            let gateways: Vec<_> = self.gateways.iter().map(ToString::to_string).collect();
-            net.push(("gateway".to_owned(), gateways.join(" ")));
-        }
-        net
-    }
-}
-
 /// Commands around one job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobHooks {
@@ -381,25 +365,5 @@ impl JobOptions {
             return Err("one delegate's memory is more than delegate_memory_budget");
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fixed_addresses_become_network_settings_and_dhcp_none() {
-        assert_eq!(DelegateOptions::default().net(), []);
-        let delegate = DelegateOptions {
-            addresses: vec!["10.0.0.9/24".into(), "fd00::9/64".into()],
-            gateways: vec!["10.0.0.1".parse().expect("address")],
-            ..DelegateOptions::default()
-        };
-        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        assert_eq!(
-            delegate.net(),
-            [pair("mode", "static"), pair("address", "10.0.0.9/24 fd00::9/64"), pair("gateway", "10.0.0.1")]
-        );
     }
 }

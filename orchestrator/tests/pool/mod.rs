@@ -51,7 +51,7 @@ impl Lab {
             certificates: BTreeMap::from(certificates),
             advertise: None,
             listen: None,
-            network: None,
+            networks: Vec::new(),
             keep_idle: 0,
             keep_idle_for_s: 0,
         };

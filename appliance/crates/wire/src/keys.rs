@@ -27,7 +27,8 @@ pub const KEY_STATE: &str = "vm-data/abd/state";
 pub const KEY_ERROR_CODE: &str = "vm-data/abd/error-code";
 /// One sentence that a person can act on. ABD to orchestrator.
 pub const KEY_ERROR: &str = "vm-data/abd/error";
-/// The addresses in use, separated by a space. ABD to orchestrator.
+/// The addresses in use, separated by a space; below it those of each NIC, by its number: `.../0` and so on. ABD to
+/// orchestrator.
 pub const KEY_ADDRESS: &str = "vm-data/abd/address";
 /// Version of the ABD's program. ABD to orchestrator.
 pub const KEY_AGENT: &str = "vm-data/abd/agent";

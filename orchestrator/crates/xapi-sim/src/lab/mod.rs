@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `POST vm` | makes a sample VM: name, disks, cbt, running, tags and more in the body |
 //! | `.. sr` | storage repositories: see [`storage`] |
+//! | `POST network` | another network, with adapters: see [`networks`] |
 //! | `PUT vdi/ID?offset=` | writes the body to a disk as its VM's user would |
 //! | `GET vdi/ID?offset=&length=` | reads it |
 //! | `POST vdi/ID/zero?offset=&length=`, `POST vdi/ID/resize?size=` | zeroes a range, grows the disk |
@@ -31,6 +32,7 @@ mod disks;
 pub(crate) mod fate;
 mod guests;
 mod inventory;
+mod networks;
 mod steps;
 mod storage;
 mod vms;
@@ -97,6 +99,10 @@ async fn route(sim: &Arc<Sim>, head: &Head, stream: &mut Stream) -> Outcome<Answ
             vms::create(&context, wanted).await.map(Answer::Json)
         }
         (method, ["lab", "sr", rest @ ..]) => storage::serve(&context, method, rest, head, stream).await,
+        ("POST", ["lab", "network"]) => {
+            let wanted = json_body(head, stream).await?;
+            networks::create(&context, wanted).map(Answer::Json)
+        }
         ("GET", ["lab", "inventory"]) => Ok(Answer::Json(sim.with(|s| inventory::take(s)))),
         ("GET", ["lab", "log"]) => Ok(Answer::Lines(sim.log.since(number(head, "since")?.unwrap_or(0)))),
         ("GET", ["lab", "calls"]) => {

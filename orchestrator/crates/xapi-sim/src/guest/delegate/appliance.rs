@@ -7,6 +7,7 @@ use super::{LINK_KEY, Machine, MachineDisk, cable, link_value};
 use crate::storage::surface::Surface;
 use abd_appliance::init::VERSION;
 use abd_appliance::init::lifeline::{DEFAULT_LIMIT, LIMIT_MAX, LIMIT_MIN, Ticker};
+use abd_appliance::platform::config::{Mode, NicSettings};
 use abd_appliance::platform::memory::{self, Memory};
 use abd_appliance::platform::xenstore::{Options, XenStore};
 use abd_appliance::platform::{BootConfig, Disk, Reporter, State, console, devices, guest_agent, shutdown};
@@ -25,10 +26,6 @@ use tokio::sync::watch;
 
 /// What kernel and initramfs of the real appliance take from the VM's memory: 84 of 128 MiB are left to its worker.
 const SYSTEM_BYTES: u64 = 44 << 20;
-/// The address that QEMU's user network gives a guest, and those by which the guest knows the host's loopback.
-const OWN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 15));
-const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
-const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2));
 /// The pause between looks at the cable while no event comes.
 const LINK_WAIT: Duration = Duration::from_secs(60);
 
@@ -106,8 +103,12 @@ impl Delegate {
         let config = BootConfig::read(&store)?;
         let identity = worker::announce(&reporter)?;
         let link = connect(&machine, &store)?;
-        reporter.address(&[OWN_ADDRESS]);
-        guest_agent::addresses(&store, 0, &[OWN_ADDRESS])?;
+        let by_nic = addresses(&config, &machine.nics)?;
+        let all: Vec<IpAddr> = by_nic.iter().flat_map(|(_, addresses)| addresses).copied().collect();
+        reporter.address(&all, &by_nic);
+        for (nic, addresses) in &by_nic {
+            guest_agent::addresses(&store, *nic, addresses)?;
+        }
         reporter.state(State::Network);
         let outside = Surroundings { machine, began, reporter, life, link };
         work(&config, &identity, outside)
@@ -119,7 +120,8 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 }
 
 fn work(config: &BootConfig, identity: &Identity, outside: Surroundings) -> Result<(), Error> {
-    let targets: Vec<SocketAddr> = config.urls.iter().copied().map(on_this_machine).collect();
+    let nics = &outside.machine.nics;
+    let targets: Vec<SocketAddr> = config.urls.iter().map(|url| on_this_machine(*url, nics)).collect();
     let assignment = Assignment {
         job: config.job.clone(),
         addresses: cable::lay(&targets, outside.link.clone(), outside.machine.network_rate)
@@ -130,20 +132,39 @@ fn work(config: &BootConfig, identity: &Identity, outside: Surroundings) -> Resu
     Ok(perform(&assignment, identity, Arc::new(outside))?)
 }
 
-/// QEMU's user network shows a guest the host's loopback under addresses of its own.
-fn on_this_machine(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        HOST_V4 => Ipv4Addr::LOCALHOST.into(),
-        HOST_V6 => Ipv6Addr::LOCALHOST.into(),
-        other => other,
+/// What each card of the settings has: its fixed addresses, or the one that QEMU's user network gives.
+fn addresses(config: &BootConfig, nics: &[u8]) -> Result<Vec<(u32, Vec<IpAddr>)>, net::Error> {
+    let card = |settings: &NicSettings| {
+        let number = settings.index;
+        let Some(nic) = nics.iter().find(|nic| u32::from(**nic) == number) else {
+            return Err(net::Error::NoCard { number, waited: Duration::ZERO, seen: format!("{nics:?}") });
+        };
+        let addresses = match &settings.mode {
+            Mode::Dhcp => vec![Ipv4Addr::new(10, 0, nic.saturating_add(2), 15).into()],
+            Mode::Static { addresses, .. } => addresses.iter().map(|cidr| cidr.address).collect(),
+        };
+        Ok((number, addresses))
     };
-    SocketAddr::new(ip, address.port())
+    config.nics.iter().map(card).collect()
+}
+
+/// QEMU's user network shows a guest the host's loopback under addresses of its own, others on each card.
+fn on_this_machine(address: SocketAddr, nics: &[u8]) -> SocketAddr {
+    let is_host = |nic: &u8| match address.ip() {
+        IpAddr::V4(ip) => ip == Ipv4Addr::new(10, 0, nic.saturating_add(2), 2),
+        IpAddr::V6(ip) => ip == Ipv6Addr::new(0xfec0, 0, 0, u16::from(*nic), 0, 0, 0, 2),
+    };
+    if !nics.iter().any(is_host) {
+        return address;
+    }
+    let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    SocketAddr::new(loopback, address.port())
 }
 
 /// The state of the cable, followed by a thread. A cable that is out from the start is what a real appliance finds
 /// after it has waited for one; nothing is waited for here.
 fn connect(machine: &Machine, store: &XenStore) -> Result<watch::Receiver<bool>, Error> {
-    if !machine.has_nic {
+    if machine.nics.is_empty() {
         let error = net::Error::NoCard { number: 0, waited: Duration::ZERO, seen: "none".to_owned() };
         return Err(error.into());
     }
@@ -354,9 +375,13 @@ mod tests {
 
     #[test]
     fn the_host_is_reached_by_the_addresses_of_the_user_network() {
-        let mapped = |text: &str| on_this_machine(text.parse().unwrap()).to_string();
+        let mapped = |text: &str| on_this_machine(text.parse().unwrap(), &[0, 1]).to_string();
         assert_eq!(mapped("10.0.2.2:8443"), "127.0.0.1:8443");
         assert_eq!(mapped("[fec0::2]:8443"), "[::1]:8443");
-        assert_eq!(mapped("192.0.2.7:1"), "192.0.2.7:1");
+        assert_eq!(mapped("10.0.3.2:8443"), "127.0.0.1:8443");
+        assert_eq!(mapped("[fec0:0:0:1::2]:8443"), "[::1]:8443");
+        for elsewhere in ["192.0.2.7:1", "10.0.4.2:1", "[fec0:0:0:2::2]:1"] {
+            assert_eq!(mapped(elsewhere), elsewhere, "no card leads there");
+        }
     }
 }

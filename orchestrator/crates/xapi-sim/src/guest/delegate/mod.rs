@@ -47,7 +47,8 @@ struct Machine {
     /// Memory of the VM in bytes; the worker takes a share of it.
     memory: u64,
     disks: Vec<MachineDisk>,
-    has_nic: bool,
+    /// The positions of its network cards, rising.
+    nics: Vec<u8>,
     network_rate: Option<NonZeroU64>,
 }
 
@@ -90,6 +91,9 @@ pub(super) async fn start(
     let (ours, theirs) = StdUnixStream::pair().map_err(system("making its XenStore"))?;
     ours.set_nonblocking(true).map_err(system("making its XenStore"))?;
     let stream = UnixStream::from_std(ours).map_err(system("making its XenStore"))?;
+    // Positions were checked to be below 7.
+    let mut nics: Vec<u8> = config.nics.iter().filter_map(|nic| nic.device.try_into().ok()).collect();
+    nics.sort_unstable();
     let machine = Machine {
         memory: config.memory,
         disks: config
@@ -102,7 +106,7 @@ pub(super) async fn start(
                 surface: disk.surface.clone(),
             })
             .collect(),
-        has_nic: !config.nics.is_empty(),
+        nics,
         network_rate,
     };
     let machine = serde_json::to_string(&machine).expect("paths were checked to be text");
