@@ -19,26 +19,26 @@ use super::{CardStatus, Cards, Error, Families, Network, Shared, nic};
 use crate::platform::Milestones;
 use crate::platform::config::{Cidr, Mode, NicSettings};
 
-const OURS: [u8; 4] = [192, 0, 2, 7];
-const SERVER: [u8; 4] = [192, 0, 2, 1];
+pub(super) const OURS: [u8; 4] = [192, 0, 2, 7];
+pub(super) const SERVER: [u8; 4] = [192, 0, 2, 1];
 const NEAR: (u32, &str, [u8; 6]) = (10, "abd0", [2, 0, 0, 0, 0, 0x0a]);
-const FAR: (u32, &str, [u8; 6]) = (11, "abd1", [2, 0, 0, 0, 0, 0x0b]);
-const V4: Families = Families { v4: true, v6: false };
+pub(super) const FAR: (u32, &str, [u8; 6]) = (11, "abd1", [2, 0, 0, 0, 0, 0x0b]);
+pub(super) const V4: Families = Families { v4: true, v6: false };
 const V6: Families = Families { v4: false, v6: true };
 /// EtherType of IPv6, and where everybody on the link hears ff02::1.
 const ETHER_IPV6: u16 = 0x86dd;
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 /// Long for a loaded machine; what is waited for takes a fraction of a second.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A cable in a namespace of this thread's own, and a directory that stands for its sysfs.
-struct Lab {
+pub(super) struct Lab {
     netlink: Netlink,
     root: tempfile::TempDir,
 }
 
 impl Lab {
-    fn new() -> Option<Lab> {
+    pub(super) fn new() -> Option<Lab> {
         if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
             println!("skipped: no network namespace for this test: {error}");
             return None;
@@ -65,7 +65,7 @@ impl Lab {
     }
 
     /// Starts the near card's thread, in this thread's namespace. It runs until the process ends.
-    fn start(&self, mode: Mode, mtu: Option<u32>, ipv6_auto: bool) -> (Network, Milestones) {
+    pub(super) fn start(&self, mode: Mode, mtu: Option<u32>, ipv6_auto: bool) -> (Network, Milestones) {
         self.start_card(0, mode, mtu, ipv6_auto)
     }
 
@@ -82,7 +82,7 @@ impl Lab {
         (Network { shared }, milestones)
     }
 
-    fn far(&self) -> Card {
+    pub(super) fn far(&self) -> Card {
         Card::find(self.root.path(), 1).unwrap()
     }
 }

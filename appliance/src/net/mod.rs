@@ -2,7 +2,8 @@
 //!
 //! Owns: one thread per card that configures it ([`nic`]) and renews what must be renewed; the list of what is in use.
 //! Promises: an error names the card and what to look at; every wait has a limit; a lost lease or cable is noticed and
-//! told. Never: resolves names, listens on a port, changes a card that has no settings.
+//! told. Never: resolves names, listens on a port, changes a card that has no settings, but for
+//! the loopback card, which it switches on.
 
 mod arp;
 mod card;
@@ -73,6 +74,7 @@ impl Network {
     /// Configures every card of the settings and returns when the orchestrator can be reached by one of its addresses,
     /// as far as our own side goes. What is not ready yet goes on in the background.
     pub fn up(config: &BootConfig, milestones: Milestones) -> Result<Network, Error> {
+        nic::switch_on_loopback();
         let wanted = Families { v4: config.needs_v4(), v6: config.needs_v6() };
         let list =
             config.nics.iter().map(|nic| CardStatus { number: nic.index, ..CardStatus::default() }).collect();
@@ -189,6 +191,8 @@ impl CardStatus {
     }
 }
 
+#[cfg(test)]
+mod blocked_tests;
 #[cfg(test)]
 mod cable_tests;
 

@@ -32,6 +32,18 @@ const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a socket error of DHCP; the next attempt opens a new socket.
 const SOCKET_PAUSE: Duration = Duration::from_secs(1);
 
+/// The kernel's number of the loopback card: it is the first of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Switches the loopback card on. Over it the kernel tells a connection that no machine on the link has an address; without
+/// it that looks like a firewall.
+pub(super) fn switch_on_loopback() {
+    let done = Netlink::open().and_then(|mut netlink| netlink.set_up(LOOPBACK));
+    if let Err(error) = done {
+        console::line(&format!("the loopback card stays off: {error}"));
+    }
+}
+
 /// Where a card's thread tells what it has.
 pub(super) struct Board {
     shared: Arc<Shared>,
