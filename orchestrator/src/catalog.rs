@@ -313,8 +313,8 @@ pub fn verify(store: &Store, points: &[String], read_data: bool, report: &Arc<Re
     }
     let count = found.findings.len();
     Err(Error::new(Kind::Damaged, format!("{count} things in the store are damaged")).remedy(
-        "the restore points that are not named are whole. Move the damaged packs out of the store and run \
-             `abd backup --full` for the others' VMs: what was lost is shipped again",
+        "the restore points that are not named are whole. `abd store repair --dry-run` says what can be mended, \
+             `abd store repair` does it; what is lost then is shipped again by the next backups",
     ))
 }
 

@@ -7,6 +7,7 @@ mod options;
 mod plan;
 mod pools;
 mod release;
+mod repair;
 mod retention;
 mod run;
 mod serve;

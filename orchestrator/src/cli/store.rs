@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// What there is to do with a store itself.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum StoreCommand {
     /// Make a store where nothing is: in a directory that is missing or empty, or in a bucket below a prefix.
     #[command(
@@ -51,6 +51,16 @@ pub(super) enum StoreCommand {
         #[arg(long)]
         only_here: bool,
     },
+    /// Mend what is damaged, from whatever has it, and save what still opens. Backups and restores go on meanwhile.
+    ///
+    /// Reads every pack. A damaged one is made whole from a second store; where nothing has it, what still opens of it is
+    /// written into new packs, the damaged bytes are copied to quarantine/, and only then the pack leaves the store. What is
+    /// lost is listed by VM, disk and place; the next backup of the VM reads everything and ships it again, which heals the
+    /// older restore points too, as far as the disk still has the same blocks.
+    #[command(
+        after_help = "Example:\n  abd store repair --dry-run\n  abd store repair\n  abd store repair --from s3://offsite/abd"
+    )]
+    Repair(super::repair::RepairArgs),
 }
 
 /// Does it off the runtime: a store blocks.
@@ -69,6 +79,7 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
                 GcOptions { sparse_percent: repack_below, grace, dry_run, only_here, ..GcOptions::default() };
             gc(&path, &options, &report)
         }
+        StoreCommand::Repair(args) => super::repair::repair(&path, &args, &report),
     };
     tokio::task::spawn_blocking(work)
         .await

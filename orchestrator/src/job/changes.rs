@@ -69,12 +69,12 @@ pub(super) struct Plan {
 
 impl History {
     /// The restore points of a VM among all of a store, oldest first. `damaged` names a pack of the store that cannot be
-    /// read: until it is mended every block is offered again, and those that were lost are shipped again.
+    /// read, or a point of the VM that lacks something: every block is offered again, and those that were lost are shipped.
     pub(crate) fn new(mut points: Vec<StoredPoint>, vm: &str, full: bool, damaged: Option<&str>) -> Self {
         points.retain(|stored| stored.point.vm.uuid == vm);
         let unusable = match damaged {
             _ if full => Some((Cause::FullRequested, "a full backup was asked for".to_owned())),
-            Some(_) => Some((Cause::StoreDamaged, "the store has damaged packs".to_owned())),
+            Some(_) => Some((Cause::StoreDamaged, "the store has lost blocks to damage".to_owned())),
             None => None,
         };
         Self { points, unusable, lease: None }
@@ -179,15 +179,24 @@ impl Job<'_> {
         let (store, id, vm, full) =
             (self.run.store.clone(), self.id.clone(), vm.to_owned(), self.options.full);
         let damaged = store.skipped_packs().first().map(|pack| pack.path.display().to_string());
-        let why = damaged.clone();
-        let history = blocking(move || {
-            let look = || History::new(store.points()?.points, &vm, full, why.as_deref()).leased(&store, &id);
+        let (history, damaged) = blocking(move || {
+            let look = || {
+                let points = store.points()?.points;
+                let lacking = match damaged {
+                    Some(_) => None,
+                    None => store.first_lacking(points.iter().filter(|stored| stored.point.vm.uuid == vm))?,
+                };
+                let lacking = lacking.map(|(stored, _)| format!("restore point {}", stored.id.short()));
+                let damaged = damaged.clone().or(lacking);
+                let history = History::new(points, &vm, full, damaged.as_deref()).leased(&store, &id)?;
+                Ok((history, damaged))
+            };
             // A point that is removed just then makes the others be looked at again.
             (1..MAX_LOOKS).map(|_| look()).find(|found| !is_gone(found)).unwrap_or_else(look)
         })
         .await?;
-        if let (Some((Cause::StoreDamaged, _)), Some(pack)) = (history.unusable(), damaged) {
-            self.warn(format!("the store has damaged packs ({pack}): backing up in full"));
+        if let (Some((Cause::StoreDamaged, _)), Some(what)) = (history.unusable(), damaged) {
+            self.warn(format!("the store has lost blocks to damage ({what}): backing up in full"));
         }
         Ok(history)
     }

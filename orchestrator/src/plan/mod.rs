@@ -26,6 +26,7 @@ use crate::tracking;
 use ads::StoredPoint;
 use blocks::ByteCount;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 use xapi::{Ref, Vm};
@@ -39,6 +40,8 @@ pub struct Past {
     pub points: Vec<StoredPoint>,
     /// A pack that cannot be read.
     pub damaged: Option<String>,
+    /// Uuids of VMs of which a restore point lacks something, by the last repair.
+    pub lacking: BTreeSet<String>,
 }
 
 impl Past {
@@ -51,12 +54,33 @@ impl Past {
             return Ok(Self::default());
         }
         let (store, _) = crate::catalog::open(directory, false)?;
+        let points = store.points().map_err(crate::catalog::store_error)?.points;
         Ok(Self {
             store: Some(store.id().to_string()),
-            points: store.points().map_err(crate::catalog::store_error)?.points,
             damaged: store.skipped_packs().first().map(|pack| pack.path.display().to_string()),
+            lacking: lacking(&store, &points)?,
+            points,
         })
     }
+}
+
+/// The VMs that the last repair left with points that lack something.
+fn lacking(store: &ads::Store, points: &[StoredPoint]) -> crate::error::Result<BTreeSet<String>> {
+    let mut vms: BTreeSet<String> = points.iter().map(|stored| stored.point.vm.uuid.clone()).collect();
+    if store.first_lacking(points).map_err(crate::catalog::store_error)?.is_none() {
+        vms.clear();
+    }
+    let lacks = |vm: &String| {
+        let own = points.iter().filter(|stored| stored.point.vm.uuid == *vm);
+        store.first_lacking(own).map(|found| found.is_some())
+    };
+    let mut found = BTreeSet::new();
+    for vm in vms {
+        if lacks(&vm).map_err(crate::catalog::store_error)? {
+            found.insert(vm);
+        }
+    }
+    Ok(found)
 }
 
 /// How a disk would be read.
@@ -147,7 +171,8 @@ pub fn of_vm(facts: &Facts, past: &Past, reference: &Ref<Vm>, vm: &Vm, options: 
     if matches!(plan.verdict, Verdict::Skip | Verdict::Refuse) {
         return plan;
     }
-    let damaged = past.damaged.as_deref();
+    let lacking = past.lacking.get(vm.uuid.as_str()).map(String::as_str);
+    let damaged = past.damaged.as_deref().or(lacking);
     let history = History::new(past.points.clone(), vm.uuid.as_str(), options.full, damaged);
     let shot = predict::Shot::of(facts, vm, options);
     let disks = predict::disks(facts, &history, past, vm, options, &shot);

@@ -62,6 +62,7 @@ fn past(sample: &Sample, earlier: Vec<Earlier>) -> Past {
         store: Some(STORE.into()),
         points: earlier.into_iter().enumerate().map(point).collect(),
         damaged: None,
+        lacking: std::collections::BTreeSet::new(),
     }
 }
 
@@ -166,6 +167,9 @@ fn options_and_the_stores_state_decide_as_in_a_job() {
     assert_eq!(of(&past, off), ("scan", "tracking-off"));
     past.damaged = Some("pack".into());
     assert_eq!(of(&past, JobOptions::default()), ("full", "store-damaged"));
+    past.damaged = None;
+    past.lacking = past.points.iter().map(|stored| stored.point.vm.uuid.clone()).collect();
+    assert_eq!(of(&past, JobOptions::default()), ("full", "store-damaged"), "what was lost is shipped again");
 }
 
 #[test]

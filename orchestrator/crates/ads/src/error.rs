@@ -320,6 +320,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A second store that cannot help this one.
+    #[error("{} cannot give anything back to this store: {reason}", dir.display())]
+    OtherStore {
+        /// The second store.
+        dir: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Nothing is changed where it might do harm.
+    #[error("nothing is repaired: {reason}")]
+    NotRepaired {
+        /// What is in the way.
+        reason: String,
+    },
 }
 
 impl Error {
@@ -355,7 +369,9 @@ impl Error {
             | Self::LeaseRefused { .. }
             | Self::FloorHolds { .. }
             | Self::FloorStands { .. }
-            | Self::KeyFile { .. } => ErrorKind::Refused,
+            | Self::KeyFile { .. }
+            | Self::OtherStore { .. } => ErrorKind::Refused,
+            Self::NotRepaired { .. } => ErrorKind::Damaged,
             Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,
             Self::Io { .. } | Self::Listen { .. } | Self::Tls(_) | Self::Worker { .. } => ErrorKind::Io,

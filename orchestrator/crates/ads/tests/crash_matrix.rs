@@ -5,7 +5,7 @@
 
 mod support;
 
-use ads::{Backend, Depth, GcOptions, Scope, Store};
+use ads::{Backend, Depth, GcOptions, LocalBackend, RepairOptions, Scope, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::crash::{Recorder, Step, matrix};
@@ -60,6 +60,27 @@ fn collected(root: &Path, recorder: &Arc<Recorder>) {
     recorder.committed(backup(&store, "second", &second).unwrap(), &second);
 }
 
+/// A pack is damaged where no object is, and one of tree nodes too; both are repaired, and a backup follows.
+fn repaired(root: &Path, recorder: &Arc<Recorder>) {
+    let store = Store::init_with(root, recorder.clone()).unwrap();
+    let (first, second) = (disk(7, 6 * 65536), disk(8, 2 * 65536));
+    recorder.committed(backup(&store, "first", &first).unwrap(), &first);
+    recorder.committed(backup(&store, "second", &second).unwrap(), &second);
+    drop(store);
+    recorder.hurt(true);
+    let backend = LocalBackend::with_ops(root, recorder.clone());
+    for pack in backend.list("packs/").unwrap().iter().step_by(2) {
+        let mut bytes = backend.get(&pack.key, u64::MAX).unwrap();
+        bytes[12] ^= 1;
+        backend.put(&pack.key, &bytes).unwrap();
+    }
+    let store = Arc::new(Store::open_with(root, recorder.clone()).unwrap());
+    let found = store.repair(RepairOptions::default(), None, &|_| ()).unwrap();
+    assert!(found.is_whole() && found.deeds.len() > 2 && found.waiting == 0, "{found:?}");
+    recorder.hurt(false);
+    recorder.committed(backup(&store, "first again", &first).unwrap(), &first);
+}
+
 fn record(scenario: Scenario) -> (TempDir, PathBuf, Vec<Step>) {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("store");
@@ -74,6 +95,7 @@ fn whatever_a_crash_leaves_of_the_files_opens_and_is_whole() {
         ("backups", backups as Scenario),
         ("reopened and forgotten", reopened_and_forgotten),
         ("collected", collected),
+        ("repaired", repaired),
     ] {
         let (_dir, root, steps) = record(scenario);
         let tried = matrix(&root, &steps).unwrap_or_else(|reason| panic!("{name}: {reason}"));

@@ -5,7 +5,10 @@
 
 mod support;
 
-use ads::{Backend, Depth, Error, ErrorKind, GcOptions, GcReport, Lease, PointId, Scope, Store, StoredPoint};
+use ads::{
+    Backend, Depth, Error, ErrorKind, GcOptions, GcReport, Lease, PointId, RepairOptions, Scope, Store,
+    StoredPoint,
+};
 use seal::Tree;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -34,9 +37,11 @@ struct Plan {
     time_passes: bool,
     /// What collectors do not see.
     collectors_blind: &'static [&'static str],
+    /// Whether packs are damaged where it costs nothing, and one of the collectors repairs the store instead.
+    repairs: bool,
 }
 
-const HONEST: Plan = Plan { time_passes: false, collectors_blind: &[] };
+const HONEST: Plan = Plan { time_passes: false, collectors_blind: &[], repairs: false };
 
 /// A disk of blocks that are drawn; most are those of `base`.
 fn disk(base: Option<&[u8]>, draw: &mut Draw) -> Vec<u8> {
@@ -162,6 +167,21 @@ impl World {
         Ok(())
     }
 
+    /// Makes a pack another one than its name says, and repairs.
+    fn repair(&self, store: &Arc<Store>, draw: &mut Draw) -> Result<(), Error> {
+        let objects = self.memory.objects();
+        let packs: Vec<_> = objects.into_iter().filter(|(key, _)| key.starts_with("packs/")).collect();
+        if let Some((key, mut bytes)) = packs.into_iter().nth(draw.below(8) as usize) {
+            bytes[12] ^= 1;
+            self.memory.put(&key, &bytes)?;
+        }
+        match store.repair(RepairOptions::default(), None, &|_| ()) {
+            // A collector was faster with the damaged pack.
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     fn collect(&self, store: &Arc<Store>, day: u64) -> Result<GcReport, Error> {
         let day = if self.plan.time_passes { day } else { 0 };
         store.collect(&options(day), &|_, _| {})
@@ -200,6 +220,13 @@ fn act(world: &World, actor: usize, draw: &mut Draw) -> Result<(), Error> {
             let store = world.store(actor, &[]);
             for _ in 0..2 {
                 World::remove_some(&store, draw)?;
+            }
+        }
+        4 if world.plan.repairs => {
+            for _ in 0..3 {
+                // Opened before the damage, as by somebody who comes to it in the middle of his work.
+                let store = world.store(actor, &[]);
+                world.repair(&store, draw)?;
             }
         }
         _ => {
@@ -320,6 +347,12 @@ fn all_are_whole(name: &str, plan: Plan) {
 #[test]
 fn nothing_that_anybody_needs_is_lost_in_any_order() {
     all_are_whole("honest", HONEST);
+}
+
+/// What opens in a damaged pack is nowhere else, and everybody is somewhere in his work.
+#[test]
+fn nothing_that_anybody_needs_is_lost_where_packs_are_repaired_meanwhile() {
+    all_are_whole("repairs", Plan { repairs: true, ..HONEST });
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub(crate) const PACKS: &str = "packs/";
 pub(crate) const POINTS: &str = "points/";
 /// Pins are below it.
 pub(crate) const PINS: &str = "pins/";
+/// Below it are copies of damaged objects; a pack that is there is not part of the store any more.
+pub(crate) const QUARANTINE: &str = "quarantine/";
 /// What is below it may be deleted when no job runs.
 pub(crate) const TMP: &str = "tmp/";
 

@@ -9,6 +9,7 @@
 //! floor      how long all points stay      admit       what others send through a server
 //! known      points in short
 //! kept       copies of points that were read before
+//! repair     mends what can be, and says what is lost
 //! ```
 
 mod admit;
@@ -24,6 +25,7 @@ mod packs;
 mod pins;
 mod points;
 mod reach;
+mod repair;
 mod report;
 mod statistics;
 mod time;
@@ -43,6 +45,7 @@ pub use points::{
     StoredPoint,
 };
 pub(crate) use points::{MAX_POINT_SIZE, point_key};
+pub use repair::{Deed, Origin, RepairOptions, RepairProgress, RepairReport};
 pub use report::{Affected, Damage, Depth, Finding, Scope, VerifyProgress, VerifyReport};
 pub use statistics::{PointStatistics, Statistics, VmStatistics};
 pub use time::timestamp;

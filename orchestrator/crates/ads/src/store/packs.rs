@@ -227,6 +227,17 @@ impl Packs {
         Ok(())
     }
 
+    /// Takes note that a pack has other bytes than before, and that its object has.
+    pub(crate) fn mended(&self, id: PackId, size: u64) -> Result<(), SkippedPack> {
+        let Some(number) = self.number_of(id) else { return self.load_one(id, size) };
+        let key = pack_key(id);
+        let object = self.backend.open(&key);
+        let object = object
+            .map_err(|error| SkippedPack { path: self.backend.place(&key), reason: sentence(&error) })?;
+        self.open.lock().expect(LOCKED).insert(number, object);
+        Ok(())
+    }
+
     /// Makes a durable pack known. A pack that is known stays as it is.
     pub(crate) fn add(&self, id: PackId, size: u32, index: &PackIndex) {
         let entries = u32::try_from(index.entries.len()).expect("bounded by MAX_PACK_SIZE");
@@ -594,11 +605,14 @@ pub(crate) fn read_index(object: &dyn Object, size: u64) -> Result<(u32, PackInd
     Ok((u32::try_from(size).expect("bounded by MAX_PACK_SIZE"), index))
 }
 
-/// Every object below `packs/`, sorted. What has no pack's name is a stray.
+/// Every object below `packs/` that is not in quarantine, sorted. What has no pack's name is a stray.
 pub(crate) fn list(backend: &dyn Backend) -> Result<Listing, Error> {
     let mut listing = Listing { packs: Vec::new(), strays: Vec::new() };
+    // Before the packs: what was saved out of a pack is there before the pack is in quarantine.
+    let quarantined = super::repair::quarantined(backend)?;
     for Listed { key, size } in backend.list(PACKS)? {
         match file_name(&key).parse::<PackId>() {
+            Ok(id) if pack_key(id) == key && quarantined.contains(&id) => {}
             Ok(id) if pack_key(id) == key => listing.packs.push((id, size)),
             _ => listing.strays.push(backend.place(&key)),
         }

@@ -500,7 +500,7 @@ pub(super) fn named_by(key: &str) -> Option<PointId> {
     (file_name(key) == format!("{id}.json")).then_some(id)
 }
 
-fn read_point(backend: &dyn Backend, key: &str) -> ReadPoint {
+pub(super) fn read_point(backend: &dyn Backend, key: &str) -> ReadPoint {
     let id = id_of(key).ok_or("its name is not a restore point's")?;
     let bytes = backend.get(key, MAX_POINT_SIZE).map_err(|error| sentence(&error))?;
     let found = PointId::of(&bytes);

@@ -44,7 +44,8 @@ impl Store {
         }
         // A base of a larger disk proves nothing about where blocks end, and where packs were lost since the
         // base was finished, it proves nothing at all.
-        let base = base.filter(|base| base.size <= tree.size && self.skipped.is_empty());
+        let losses = base.is_some() && self.has_losses()?;
+        let base = base.filter(|base| base.size <= tree.size && self.skipped.is_empty() && !losses);
         let grown = base
             .filter(|base| base.size < tree.size && base.size.get() % BLOCK_SIZE != 0)
             .map(|base| BlockIndex::new(base.size.blocks_floor().get()));

@@ -44,16 +44,21 @@
 //! lease     taking, renewing, giving back, committing       records   what is written
 //! lent      leases that a server keeps for others
 //! collect   one collection                                  repack    moving what is needed out of sparse packs
+//! beside    what those need of the rule who are no collectors
 //! ```
 
+mod beside;
 mod collect;
 mod lease;
 mod lent;
 mod records;
 mod repack;
 
+pub(super) use beside::renew_generation;
 pub use collect::{GcOptions, GcReport};
 pub use lease::Lease;
 pub(super) use lease::{Generation, LookFor};
 pub(crate) use lent::{MAX_COUNTER, MAX_LEASE, lease_named};
-pub(super) use records::generation;
+
+pub(super) use records::{GENERATION, generation};
+pub(super) use repack::Mover;

@@ -13,7 +13,7 @@ pub(super) const LEASES: &str = "leases/";
 /// Lists of condemned packs are below it.
 pub(super) const CONDEMNED: &str = "condemned/";
 /// Changes before packs are removed; who remembers another one looks which packs are left.
-pub(super) const GENERATION: &str = "gc/generation.json";
+pub(in crate::store) const GENERATION: &str = "gc/generation.json";
 
 /// Most bytes of a record that are read: a list of a million packs.
 const MAX_RECORD: u64 = 128 << 20;

@@ -11,15 +11,29 @@ use seal::{Opener, PackKind, PackWriter};
 const PACK_SIZE: usize = 16 << 20;
 
 /// Fills packs of one kind.
-struct Mover<'a> {
+pub(in crate::store) struct Mover<'a> {
     store: &'a Store,
     kind: PackKind,
     writer: Option<PackWriter>,
     written: u64,
 }
 
-impl Mover<'_> {
-    fn push(&mut self, id: [u8; 32], plain_size: usize, sealed: seal::Sealed<'_>) -> Result<(), Error> {
+impl<'a> Mover<'a> {
+    pub(in crate::store) fn new(store: &'a Store, kind: PackKind) -> Self {
+        Self { store, kind, writer: None, written: 0 }
+    }
+
+    /// Bytes of the packs that were written.
+    pub(in crate::store) fn written(&self) -> ByteCount {
+        ByteCount::new(self.written)
+    }
+
+    pub(in crate::store) fn push(
+        &mut self,
+        id: [u8; 32],
+        plain_size: usize,
+        sealed: seal::Sealed<'_>,
+    ) -> Result<(), Error> {
         if self.writer.as_ref().is_some_and(|writer| !writer.has_room(PACK_SIZE)) {
             self.write()?;
         }
@@ -29,7 +43,8 @@ impl Mover<'_> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<(), Error> {
+    /// Writes what is left; all that was pushed is durable then.
+    pub(in crate::store) fn write(&mut self) -> Result<(), Error> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
         let pack = writer.finish();
         self.written += self.store.add_pack(pack.id, &pack.bytes)?.stored.get();
@@ -44,7 +59,7 @@ impl Store {
         let mut written = 0;
         let mut opener = Opener::new()?;
         for kind in [PackKind::Data, PackKind::Tree] {
-            let mut mover = Mover { store: self, kind, writer: None, written: 0 };
+            let mut mover = Mover::new(self, kind);
             for number in packs {
                 let record = self.packs.record(*number);
                 if record.kind != kind {
