@@ -31,6 +31,7 @@ mod signing;
 mod slow_disks;
 mod soak;
 mod template;
+mod terminal;
 mod uefi;
 mod xen;
 mod xva_foreign;

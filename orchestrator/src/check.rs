@@ -3,6 +3,7 @@
 
 use crate::error::Kind;
 use crate::preflight::{Code, Finding, Object, ObjectKind, WIDTH, wrap};
+use crate::printable::printable;
 use crate::report::DelegateSummary;
 use blocks::ByteCount;
 use serde::{Serialize, Serializer};
@@ -259,7 +260,8 @@ impl DelegateCheck {
 
     /// For people.
     pub fn text(&self) -> String {
-        let mut lines = vec![format!("delegate on host '{}' of pool '{}'", self.host, self.pool)];
+        let mut lines =
+            vec![format!("delegate on host '{}' of pool '{}'", printable(&self.host), printable(&self.pool))];
         let mut row = |name: &str, text: String| {
             let mut heads = std::iter::once(name).chain(std::iter::repeat(""));
             lines.extend(

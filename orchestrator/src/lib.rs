@@ -28,6 +28,7 @@ pub mod path;
 pub mod plan;
 pub mod pool;
 pub mod preflight;
+pub mod printable;
 pub mod queue;
 pub mod reconcile;
 pub mod references;

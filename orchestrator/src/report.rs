@@ -3,9 +3,11 @@
 
 use crate::check::DelegateCheck;
 use crate::path::PathSummary;
+use crate::printable::{printable, printable_lines};
 use blocks::ByteCount;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -290,7 +292,7 @@ impl Report {
         if self.json {
             self.line(&to_json(value));
         } else {
-            self.line(text().trim_end());
+            self.line(&printable_lines(text().trim_end()));
         }
     }
 
@@ -312,25 +314,25 @@ impl Report {
                 self.bar(what, *done, *total, Some("{prefix:20} [{bar:30}] {percent:>3}% {pos}/{len}"));
             }
             Event::Step { job, subject, step } => match self.shown().get(job) {
-                Some(bar) => bar.set_message(step.clone()),
-                None => self.tell(&format!("{subject:<20} {step}")),
+                Some(bar) => bar.set_message(printable(step).into_owned()),
+                None => self.tell(&format!("{:<20} {}", printable(subject), printable(step))),
             },
             Event::JobStarted { job, subject } => self.start_bar(job, subject),
             Event::JobDone(summary) => {
                 self.end_bar(&summary.job);
                 self.tell(&summary_text(summary));
                 if self.detailed {
-                    self.line(&path_text(summary));
+                    self.line(&printable_lines(&path_text(summary)));
                 }
             }
             Event::JobFailed { job, subject, error, remedy, leftovers, .. } => {
                 self.end_bar(job);
-                let mut text = format!("{subject:<20} FAILED: {error}");
+                let mut text = format!("{:<20} FAILED: {}", printable(subject), printable(error));
                 if let Some(remedy) = remedy {
-                    text.push_str(&format!("\n{:20} what to do: {remedy}", ""));
+                    text.push_str(&format!("\n{:20} what to do: {}", "", printable(remedy)));
                 }
                 for leftover in leftovers {
-                    text.push_str(&format!("\n{:20} still in the pool: {leftover}", ""));
+                    text.push_str(&format!("\n{:20} still in the pool: {}", "", printable(leftover)));
                 }
                 self.tell(&text);
             }
@@ -338,25 +340,28 @@ impl Report {
             Event::DelegateChecked(check) => self.end_bar(&check.job),
             Event::JobSkipped { job, subject, reason, remedy } => {
                 self.end_bar(job);
-                let mut text = format!("{subject:<20} skipped: {reason}");
+                let mut text = format!("{:<20} skipped: {}", printable(subject), printable(reason));
                 if let Some(remedy) = remedy {
-                    text.push_str(&format!("\n{:20} what to do: {remedy}", ""));
+                    text.push_str(&format!("\n{:20} what to do: {}", "", printable(remedy)));
                 }
-                self.line(&text);
+                self.line(&printable_lines(&text));
             }
             Event::DiskPlan { subject, disk, mode, reason, planned, .. } => {
                 let planned = ByteCount::new(*planned);
+                let (subject, disk) = (printable(subject), printable(disk));
+                let reason = printable(reason);
                 self.tell(&format!("{subject:<20} {disk}: {mode}, {planned} to read ({reason})"));
             }
-            Event::Alarm { message, .. } => self.tell(&format!("ALARM: {message}")),
-            Event::BadBlocks { message, .. } => self.tell(&format!("BAD BLOCKS: {message}")),
-            Event::Warning { message, .. } => self.tell(&format!("warning: {message}")),
+            Event::Alarm { message, .. } => self.tell(&format!("ALARM: {}", printable(message))),
+            Event::BadBlocks { message, .. } => self.tell(&format!("BAD BLOCKS: {}", printable(message))),
+            Event::Warning { message, .. } => self.tell(&format!("warning: {}", printable(message))),
             Event::PointsRemoved { subject, removed, kept, .. } if !removed.is_empty() => {
                 let count = removed.len();
+                let subject = printable(subject);
                 self.tell(&format!("{subject:<20} {count} restore points removed by the rules, {kept} stay"));
             }
             Event::PointsRemoved { .. } => {}
-            Event::Note { message } => self.tell(message),
+            Event::Note { message } => self.tell(&printable(message)),
         }
     }
 
@@ -371,7 +376,8 @@ impl Report {
         )
         .expect("the template is constant")
         .progress_chars("=> ");
-        let bar = bars.add(ProgressBar::new(1).with_style(style).with_prefix(subject.to_owned()));
+        let bar =
+            bars.add(ProgressBar::new(1).with_style(style).with_prefix(printable(subject).into_owned()));
         bar.tick();
         self.shown().insert(key.to_owned(), bar);
     }
@@ -406,7 +412,7 @@ impl Report {
     /// A line about what happens.
     fn tell(&self, text: &str) {
         if !self.quiet {
-            self.line(text);
+            self.line(&printable_lines(text));
         }
     }
 
@@ -430,10 +436,13 @@ fn to_json(value: &impl Serialize) -> String {
 fn summary_text(summary: &JobSummary) -> String {
     let seconds = summary.elapsed_ms as f64 / 1000.0;
     let point = &summary.point[..summary.point.len().min(12)];
-    let mut text =
-        format!("{:<20} {} done in {seconds:.1} s: restore point {point}", summary.subject, summary.kind);
+    let mut text = format!(
+        "{:<20} {} done in {seconds:.1} s: restore point {point}",
+        printable(&summary.subject),
+        summary.kind
+    );
     for disk in &summary.disks {
-        let counts = &disk.counts;
+        let (counts, name) = (&disk.counts, printable(&disk.name));
         let line = if summary.kind == "backup" {
             let read = ByteCount::new(counts.moved.get().saturating_sub(counts.audited.get()));
             let audit = match counts.audited.get() {
@@ -442,24 +451,21 @@ fn summary_text(summary: &JobSummary) -> String {
             };
             format!(
                 "{}: {read} of {} read ({}){audit}, {} new, {} stored",
-                disk.name,
+                name,
                 ByteCount::new(disk.size),
                 disk.mode,
                 counts.shipped,
                 counts.sealed
             )
         } else {
-            format!("{}: {} written to VDI {}", disk.name, counts.moved, disk.vdi)
+            format!("{}: {} written to VDI {}", name, counts.moved, disk.vdi)
         };
         text.push_str(&format!("\n{:20} {line}", ""));
         if disk.pacing.is_held_back() {
-            text.push_str(&format!("\n{:20} {}: {}", "", disk.name, disk.pacing));
+            text.push_str(&format!("\n{:20} {}: {}", "", name, disk.pacing));
         }
         if !disk.bad.is_empty() {
-            text.push_str(&format!(
-                "\n{:20} {}: COULD NOT BE READ: {}; zeros instead",
-                "", disk.name, disk.bad
-            ));
+            text.push_str(&format!("\n{:20} {}: COULD NOT BE READ: {}; zeros instead", "", name, disk.bad));
         }
     }
     if let Some(path) = &summary.path {
@@ -490,11 +496,13 @@ fn path_text(summary: &JobSummary) -> String {
 
 /// A table with aligned columns for people.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
-            .chain([&header[column].to_owned()])
             .map(|cell| cell.chars().count())
+            .chain([header[column].chars().count()])
             .max()
     };
     let widths: Vec<usize> = (0..header.len()).map(|column| width(column).unwrap_or(0)).collect();
@@ -503,7 +511,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         cells.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(&mut header.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(AsRef::as_ref))));
     lines.join("\n")
 }
 
@@ -515,6 +523,8 @@ mod tests {
     fn tables_align() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["N", "VALUE"], &rows), "N    VALUE\na    long cell\nbcd  x");
+        let rows = vec![vec!["a\u{1b}[2J".to_owned(), "x\ny".to_owned()]];
+        assert_eq!(table(&["N", "VALUE"], &rows), "N           VALUE\na\\u{1b}[2J  x\\ny");
     }
 
     #[test]

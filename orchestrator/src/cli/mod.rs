@@ -20,6 +20,7 @@ use crate::config::State;
 use crate::error::{Context, Error, Kind, Result};
 use crate::networks::DelegateNetwork;
 use crate::pool::Pool;
+use crate::printable::{LogLine, printable, printable_lines};
 use crate::report::Report;
 use clap::{Args, Parser, Subcommand};
 use options::{DelegateArgs, JobArgs, RunFlags};
@@ -407,7 +408,7 @@ fn confirm(session: &Session, question: &str) -> Result<bool> {
         return Ok(false);
     }
     let failed = |error| Error::new(Kind::Usage, "cannot ask").because(error);
-    eprint!("{question}");
+    eprint!("{}", printable_lines(question));
     std::io::stderr().flush().map_err(failed)?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(failed)?;
@@ -489,9 +490,9 @@ fn print_error(error: &Error, json: bool) {
         let _ = writeln!(std::io::stdout(), "{value}");
         return;
     }
-    eprintln!("abd: {}", error.chain());
+    eprintln!("abd: {}", printable(&error.chain()));
     if let Some(remedy) = error.remedy_text() {
-        eprintln!("     what to do: {remedy}");
+        eprintln!("     what to do: {}", printable(remedy));
     }
 }
 
@@ -505,7 +506,8 @@ fn init_logging(verbose: u8, lasting: bool) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("ABD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Without colors: a filter that lets those of the log through lets those of a VM's name through.
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| LogLine).init();
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::steps::{REMOVE, START};
 use super::{DiskPlan, Expected, Plan, Step, Verdict};
 use crate::preflight::{WIDTH, wrap};
+use crate::printable::printable;
 use blocks::ByteCount;
 
 /// Widest call that is aligned: the longest of them.
@@ -21,7 +22,8 @@ pub fn text(plans: &[Plan]) -> String {
 }
 
 fn one(plan: &Plan) -> Vec<String> {
-    let mut lines = vec![format!("{} ({}) in pool {}", plan.vm, plan.uuid, plan.pool)];
+    let mut lines =
+        vec![format!("{} ({}) in pool {}", printable(&plan.vm), plan.uuid, printable(&plan.pool))];
     let head = match plan.verdict {
         Verdict::Go => None,
         Verdict::Wait => Some("the job would wait first, as configured, because"),
@@ -75,7 +77,7 @@ fn amount(expected: &Expected) -> String {
 }
 
 fn disk_lines(lines: &mut Vec<String>, disk: &DiskPlan) {
-    lines.push(format!("  disk '{}', {}: {}", disk.name, disk.size, disk.mode));
+    lines.push(format!("  disk '{}', {}: {}", printable(&disk.name), disk.size, disk.mode));
     indented(lines, 6, 15, &format!("because  {} ({})", disk.reason, disk.cause));
     let audit = match disk.audit.get() {
         0 => String::new(),

@@ -1,6 +1,7 @@
 //! Findings as text for people: by pool, the worst first, wrapped to a terminal's width.
 
 use super::finding::{Finding, Level};
+use crate::printable::printable;
 
 /// Widest line.
 pub const WIDTH: usize = 100;
@@ -22,7 +23,8 @@ pub fn text(findings: &[Finding]) -> String {
     }
     let mut lines = Vec::new();
     for (pool, mut group) in groups {
-        lines.push(pool.map_or_else(|| "this machine".to_owned(), |pool| format!("pool {pool}")));
+        lines
+            .push(pool.map_or_else(|| "this machine".to_owned(), |pool| format!("pool {}", printable(pool))));
         group.sort_by_key(|finding| std::cmp::Reverse(finding.level));
         for finding in group {
             lines.extend(entry(finding));
@@ -67,17 +69,17 @@ fn sum(findings: &[Finding]) -> String {
     }
 }
 
-/// Breaks text at spaces; a word that is longer than a line has a line of its own.
+/// Breaks text at spaces, as a terminal can show it; a word that is longer than a line has a line of its own.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().map(printable) {
         let length = word.chars().count();
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + length <= width => {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(&word);
             }
-            _ => lines.push(word.to_owned()),
+            _ => lines.push(word.into_owned()),
         }
     }
     if lines.is_empty() {

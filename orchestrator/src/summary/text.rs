@@ -1,6 +1,7 @@
 //! The summary as text for a mail: at most 78 columns, the result first, then what is to be done, then the rest.
 
 use super::{RunSummary, VmResult, VmSummary};
+use crate::printable::printable;
 use std::fmt::Write;
 
 /// Columns of a line: what mail programs show without wrapping it themselves.
@@ -266,13 +267,9 @@ fn span(started: &str, ended: &str) -> String {
     format!("{day} {} to {again}{} {offset}", part(started, 11..16), part(ended, 11..16))
 }
 
-/// Text from outside without what would move a cursor, start a new line or turn the writing round.
+/// Text from outside as one line, its spaces evened out.
 fn clean(text: &str) -> String {
-    let is_odd = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if is_odd(c) { ' ' } else { c }).collect()
+    text.split_whitespace().map(printable).collect::<Vec<_>>().join(" ")
 }
 
 /// A text of at most so many characters; a longer one ends in a tilde.
