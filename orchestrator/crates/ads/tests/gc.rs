@@ -504,6 +504,30 @@ fn of_two_condemned_copies_all_collectors_leave_the_same() {
     }
 }
 
+/// A lease keeps objects, and not the pack that they are in: who came after that was condemned finds them in the other one.
+#[test]
+fn who_reads_goes_on_where_the_pack_that_he_knew_is_gone() {
+    // Which of the two packs is known first depends on their ids.
+    for _ in 0..8 {
+        let memory = Arc::new(Memory::default());
+        let store = Arc::new(Store::init_on(memory.clone()).unwrap());
+        let large = disk(None, &mut Draw(5));
+        let mut small = vec![0; large.len()];
+        small[..BLOCK].copy_from_slice(&large[..BLOCK]);
+        let old = support::backup(&store, "a", &large).unwrap();
+        let kept = store.point(support::backup(&store, "b", &small).unwrap()).unwrap();
+        store.remove_point(old).unwrap();
+        let reader = alone(&memory, &[]);
+        let busy = store.lease("another job", &[]).unwrap();
+        let report = alone(&memory, &[]).collect(&options(0), &|_, _| {}).unwrap();
+        assert_eq!((report.repacked, report.removed), (1, 0), "{report:?}");
+        let _lease = reader.lease("restore", &[&kept]).unwrap();
+        drop(busy);
+        assert!(alone(&memory, &[]).collect(&options(0), &|_, _| {}).unwrap().removed > 0);
+        assert!(restore(&reader, &kept.point.disks[0].tree).unwrap() == small);
+    }
+}
+
 #[test]
 fn a_store_in_which_something_needed_is_missing_is_not_cleaned() {
     let memory = Arc::new(Memory::default());

@@ -54,16 +54,32 @@ impl Store {
             let at = self.packs.find(PackKind::Data, id.as_bytes()).ok_or(Error::NoBlock { id: *id })?;
             Ok((*id.as_bytes(), at))
         };
-        let wanted = ids.iter().map(find).collect::<Result<Vec<_>, Error>>()?;
-        let objects = self.packs.read_many(PackKind::Data, &wanted)?;
+        let objects = self.or_elsewhere(|| {
+            let wanted = ids.iter().map(find).collect::<Result<Vec<_>, Error>>()?;
+            self.packs.read_many(PackKind::Data, &wanted)
+        })?;
         let answer = BlocksAnswer { blocks: objects.iter().collect() };
         let size = answer.blocks.iter().map(|block| block.bytes.len() + MOST_ABOUT_A_BLOCK).sum();
         Ok(wire::encode_into(&answer, Vec::with_capacity(size)))
     }
 
     fn read_stored_block(&self, id: BlockId) -> Result<StoredObject, Error> {
-        let at = self.packs.find(PackKind::Data, id.as_bytes()).ok_or(Error::NoBlock { id })?;
-        self.packs.read(PackKind::Data, id.as_bytes(), at)
+        self.or_elsewhere(|| {
+            let at = self.packs.find(PackKind::Data, id.as_bytes()).ok_or(Error::NoBlock { id })?;
+            self.packs.read(PackKind::Data, id.as_bytes(), at)
+        })
+    }
+
+    /// Reads, and once more where a pack is not there any more: a collector moved what is needed of it into another one
+    /// before. Leases keep objects, and not the packs that they were in.
+    fn or_elsewhere<T>(&self, read: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        match read() {
+            Err(error) if error.is_not_found() => {
+                self.look_elsewhere()?;
+                read()
+            }
+            other => other,
+        }
     }
 
     /// A node, proven, from the cache or from its pack.
@@ -82,8 +98,11 @@ impl Store {
     }
 
     pub(super) fn read_node_from_disk(&self, id: NodeId) -> Result<Node, Error> {
-        let at = self.packs.find(PackKind::Tree, id.as_bytes()).ok_or(Error::NoNode { id })?;
-        self.packs.read(PackKind::Tree, id.as_bytes(), at)?.open_node(&self.id_key, id)
+        let stored = self.or_elsewhere(|| {
+            let at = self.packs.find(PackKind::Tree, id.as_bytes()).ok_or(Error::NoNode { id })?;
+            self.packs.read(PackKind::Tree, id.as_bytes(), at)
+        })?;
+        stored.open_node(&self.id_key, id)
     }
 
     /// The nodes `first .. first + count` of a level of `tree` that are not absent, ascending.

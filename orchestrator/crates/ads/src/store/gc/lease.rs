@@ -77,6 +77,11 @@ impl Store {
         self.look_again(LookFor::AllPacks)
     }
 
+    /// Finds what was in packs that are gone where it is now.
+    pub(in crate::store) fn look_elsewhere(&self) -> Result<(), Error> {
+        self.look_again(LookFor::AllPacks)
+    }
+
     /// Takes note of what collectors did since the store was opened: condemned packs are promised to nobody, removed ones
     /// are forgotten. In this order: a list is taken away only after its packs and a new generation.
     pub(in crate::store) fn look_again(&self, look: LookFor) -> Result<(), Error> {
@@ -117,8 +122,13 @@ impl Lease {
         Ok(id)
     }
 
+    /// Whether somebody who has opened `other` sees it: then that is the same store at the same place.
+    pub(in crate::store) fn is_seen_in(&self, other: &Store) -> Result<bool, Error> {
+        Ok(other.backend.head(&lease_key(self.id))?.is_some())
+    }
+
     /// Whether nobody took it away.
-    fn check(&self) -> Result<(), Error> {
+    pub(in crate::store) fn check(&self) -> Result<(), Error> {
         match self.store.backend.head(&lease_key(self.id))? {
             Some(_) => Ok(()),
             None => Err(Error::LeaseLost { dir: self.store.dir().to_owned() }),
