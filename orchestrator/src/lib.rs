@@ -14,6 +14,7 @@ pub mod cleanup;
 pub mod cli;
 pub mod clients;
 pub mod config;
+pub mod copying;
 pub mod doctor;
 pub mod error;
 pub mod hooks;

@@ -1,6 +1,7 @@
 //! The command line: what was typed, and which part does it.
 
 mod commands;
+mod copy;
 mod doctor;
 mod jobs;
 mod options;

@@ -1,5 +1,6 @@
 //! `abd store`: makes the data store, says what it holds, and tries whether its place does what it must.
 
+use super::copy::{self, CopyArgs};
 use super::{Session, serve};
 use crate::catalog;
 use crate::error::{Error, Kind, Result};
@@ -61,6 +62,18 @@ pub(super) enum StoreCommand {
         after_help = "Example:\n  abd store repair --dry-run\n  abd store repair\n  abd store repair --from s3://offsite/abd"
     )]
     Repair(super::repair::RepairArgs),
+    /// Copy restore points to another place: local to object storage, back, or to another disk.
+    ///
+    /// A copy is the same store in another place, with the same restore points under the same ids, and every command works
+    /// on it with --store. Where nothing is, the copy makes it. Only what is missing there is moved, and every byte is
+    /// checked on the way. It can be ended at any time, and goes on where it was.
+    ///
+    /// Of each VM the points are copied that are newer than what it has there, so that those that the rules of that place
+    /// removed stay away. Points that are there only are left alone.
+    #[command(
+        after_help = "Example:\n  abd store copy /mnt/usb/abd\n  abd store copy 's3://backups/abd?endpoint=https://minio.lan:9000' --limit 50M\n  abd store copy /mnt/usb/abd --vm web01 --last 3 --dry-run\n  abd --store s3://backups/abd store copy /srv/abd --all"
+    )]
+    Copy(Box<CopyArgs>),
 }
 
 /// Does it off the runtime: a store blocks.
@@ -80,6 +93,7 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
             gc(&path, &options, &report)
         }
         StoreCommand::Repair(args) => super::repair::repair(&path, &args, &report),
+        StoreCommand::Copy(args) => copy::run(&path, &args, &report),
     };
     tokio::task::spawn_blocking(work)
         .await

@@ -334,6 +334,28 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
+    /// Restore points can be copied only between places of one store.
+    #[error("{} holds another store, {found}; restore points of store {expected} cannot be copied there", dir.display())]
+    AnotherStore {
+        /// The directory or the address.
+        dir: PathBuf,
+        /// What is there.
+        found: uuid::Uuid,
+        /// What is to be copied.
+        expected: uuid::Uuid,
+    },
+    /// A store cannot be copied onto itself.
+    #[error("{} is the store itself, under this name or another", dir.display())]
+    SamePlace {
+        /// The directory or the address.
+        dir: PathBuf,
+    },
+    /// No restore point is of this VM.
+    #[error("no restore point is of a VM '{vm}'")]
+    NoPointOf {
+        /// Name or uuid.
+        vm: String,
+    },
 }
 
 impl Error {
@@ -355,7 +377,7 @@ impl Error {
                 ErrorKind::Missing
             }
             Self::BadPack { .. } => ErrorKind::BadPack,
-            Self::PointNotFound { .. } => ErrorKind::NotFound,
+            Self::PointNotFound { .. } | Self::NoPointOf { .. } => ErrorKind::NotFound,
             Self::PointAmbiguous { .. } => ErrorKind::Ambiguous,
             Self::PointRefused { .. }
             | Self::PinRefused { .. }
@@ -370,7 +392,9 @@ impl Error {
             | Self::FloorHolds { .. }
             | Self::FloorStands { .. }
             | Self::KeyFile { .. }
-            | Self::OtherStore { .. } => ErrorKind::Refused,
+            | Self::OtherStore { .. }
+            | Self::AnotherStore { .. }
+            | Self::SamePlace { .. } => ErrorKind::Refused,
             Self::NotRepaired { .. } => ErrorKind::Damaged,
             Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,

@@ -47,9 +47,9 @@ pub use ingest::PackReceipt;
 pub use serve::{Call, Client, Clients, Denied, Guard, Offer, Role, ServeLimits, Server, Standing};
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, CACHE_VARIABLE, Damage, DamagedPoint, Deed, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding,
-    GcOptions, GcReport, IndexOptions, Lease, NodeReader, Origin, Pin, PointDisk, PointId, PointPool,
-    PointStatistics, PointVm, Points, RepairOptions, RepairProgress, RepairReport, RestorePoint, Scope,
-    SkippedPack, Statistics, Store, StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics,
-    timestamp,
+    Affected, CACHE_VARIABLE, CopiedPoint, CopyOptions, CopyProgress, CopyReport, Damage, DamagedPoint, Deed,
+    Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport, IndexOptions, Lease, NodeReader,
+    OmittedPoint, Origin, Pin, PointDisk, PointId, PointPool, PointStatistics, PointVm, Points,
+    RepairOptions, RepairProgress, RepairReport, RestorePoint, Scope, SkippedPack, Statistics, Store,
+    StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
 };

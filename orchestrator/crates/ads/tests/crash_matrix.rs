@@ -5,7 +5,7 @@
 
 mod support;
 
-use ads::{Backend, Depth, GcOptions, LocalBackend, RepairOptions, Scope, Store};
+use ads::{Backend, CopyOptions, Depth, GcOptions, LocalBackend, RepairOptions, Scope, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::crash::{Recorder, Step, matrix};
@@ -81,6 +81,35 @@ fn repaired(root: &Path, recorder: &Arc<Recorder>) {
     recorder.committed(backup(&store, "first again", &first).unwrap(), &first);
 }
 
+/// A copy of another place of the store, by one process after the other: of two points, of one more that shares most of its
+/// blocks, of one that was removed here and is asked for again after what it needed was collected.
+fn copied(root: &Path, recorder: &Arc<Recorder>) {
+    let source = Arc::new(Store::init_on(Arc::new(Memory::default())).unwrap());
+    let open = || Arc::new(Store::open_with(root, recorder.clone()).unwrap());
+    let mut bytes = disk(7, 6 * 65536 + 512);
+    let first = backup(&source, "first", &bytes).unwrap();
+    let other = disk(8, 2 * 65536);
+    let second = backup(&source, "second", &other).unwrap();
+    let there = source.init_copy_on(Arc::new(LocalBackend::with_ops(root, recorder.clone()))).unwrap();
+    let copy = |there: Arc<Store>, options: CopyOptions, count: usize| {
+        let report = source.copy_to(&there, &options, &|_| ()).unwrap();
+        assert!(report.copied.len() == count && report.stopped.is_none(), "{report:?}");
+    };
+    copy(Arc::new(there), CopyOptions::default(), 2);
+    recorder.committed(first, &bytes);
+    recorder.committed(second, &other);
+    bytes[3 * 65536 + 5] ^= 1;
+    let third = backup(&source, "first again", &bytes).unwrap();
+    copy(open(), CopyOptions::default(), 1);
+    recorder.committed(third, &bytes);
+    let there = open();
+    recorder.removed(second);
+    there.remove_point(second).unwrap();
+    assert!(there.collect(&GcOptions::default(), &|_, _| ()).unwrap().removed > 0);
+    copy(open(), CopyOptions { all: true, ..CopyOptions::default() }, 1);
+    recorder.committed(second, &other);
+}
+
 fn record(scenario: Scenario) -> (TempDir, PathBuf, Vec<Step>) {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("store");
@@ -96,6 +125,7 @@ fn whatever_a_crash_leaves_of_the_files_opens_and_is_whole() {
         ("reopened and forgotten", reopened_and_forgotten),
         ("collected", collected),
         ("repaired", repaired),
+        ("copied", copied),
     ] {
         let (_dir, root, steps) = record(scenario);
         let tried = matrix(&root, &steps).unwrap_or_else(|reason| panic!("{name}: {reason}"));

@@ -10,11 +10,13 @@
 //! known      points in short
 //! kept       copies of points that were read before
 //! repair     mends what can be, and says what is lost
+//! gc         freeing what nobody needs     copy     the same store in another place
 //! ```
 
 mod admit;
 mod cache;
 mod config;
+mod copy;
 mod floor;
 mod gc;
 mod index;
@@ -33,6 +35,7 @@ mod tree;
 mod verify;
 
 pub use config::FORMAT_VERSION;
+pub use copy::{CopiedPoint, CopyOptions, CopyProgress, CopyReport, OmittedPoint};
 pub use gc::{GcOptions, GcReport, Lease};
 pub(crate) use gc::{MAX_COUNTER, MAX_LEASE, lease_named};
 pub use index::{CACHE_VARIABLE, IndexOptions};

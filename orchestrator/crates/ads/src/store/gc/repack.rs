@@ -15,7 +15,8 @@ pub(in crate::store) struct Mover<'a> {
     store: &'a Store,
     kind: PackKind,
     writer: Option<PackWriter>,
-    written: u64,
+    /// Bytes of packs that are durable.
+    pub(in crate::store) written: u64,
 }
 
 impl<'a> Mover<'a> {
@@ -28,6 +29,7 @@ impl<'a> Mover<'a> {
         ByteCount::new(self.written)
     }
 
+    /// Adds an object that was proven.
     pub(in crate::store) fn push(
         &mut self,
         id: [u8; 32],
