@@ -5,6 +5,7 @@ use crate::format::*;
 use crate::run::{Found, Run};
 use crate::table::{Slot, WHOLE};
 use crate::{Files, NOWHERE, PackAbout, Prefix, RUN_ENDING};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
@@ -201,7 +202,7 @@ fn written(
     outcome
 }
 
-/// Writes what is in memory; slots have the reader's numbers, `packs` too.
+/// Writes what is in memory, in order; slots have the reader's numbers, `packs` too.
 pub(crate) fn write_table(
     files: &dyn Files,
     dir: &Path,
@@ -213,36 +214,28 @@ pub(crate) fn write_table(
     let locals: HashMap<u32, u32> = numbers.iter().copied().zip(0..).collect();
     let abouts: Vec<PackAbout> = packs.values().copied().collect();
     let counts: Vec<u32> = abouts.iter().map(|about| about.entries).collect();
-    let mut by_pack: Vec<u32> = (0..u32::try_from(slots.len()).expect("memory holds far fewer")).collect();
-    by_pack.sort_unstable_by_key(|at| {
-        let slot = &slots[*at as usize];
-        (locals[&slot.pack], slot.entry & !WHOLE)
-    });
-    let mut next = by_pack.into_iter().peekable();
+    // What the packs hold in their own order: 16 bytes an object beside the 24 of the slots.
+    let ids: RefCell<Vec<Vec<u8>>> =
+        RefCell::new(counts.iter().map(|count| vec![0; ids_size(*count)]).collect());
     let found = written(
         files,
         dir,
         owner,
         abouts,
         &mut |writer| {
+            let mut ids = ids.borrow_mut();
             for slot in slots {
-                writer.push(&Slot { pack: locals[&slot.pack], ..*slot })?;
+                let local = locals[&slot.pack];
+                let (bytes, entry) = (&mut ids[local as usize], (slot.entry & !WHOLE) as usize);
+                bytes[entry * PREFIX..][..PREFIX].copy_from_slice(&slot.prefix);
+                if slot.entry & WHOLE != 0 {
+                    bytes[counts[local as usize] as usize * PREFIX + entry / 8] |= 1 << (entry % 8);
+                }
+                writer.push(&Slot { pack: local, ..*slot })?;
             }
             Ok(())
         },
-        &mut |local| {
-            let entries = counts[local as usize];
-            let mut bytes = vec![0; ids_size(entries)];
-            while let Some(at) = next.next_if(|at| locals[&slots[*at as usize].pack] == local) {
-                let slot = &slots[at as usize];
-                let entry = (slot.entry & !WHOLE) as usize;
-                bytes[entry * PREFIX..][..PREFIX].copy_from_slice(&slot.prefix);
-                if slot.entry & WHOLE != 0 {
-                    bytes[entries as usize * PREFIX + entry / 8] |= 1 << (entry % 8);
-                }
-            }
-            Ok(bytes)
-        },
+        &mut |local| Ok(std::mem::take(&mut ids.borrow_mut()[local as usize])),
     )?;
     Ok(found.with_numbers(numbers))
 }

@@ -15,7 +15,9 @@ mod index;
 mod measure;
 #[cfg(feature = "peers")]
 mod peers;
+#[cfg(feature = "store")]
 mod points;
+#[cfg(feature = "store")]
 mod rebuild;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -85,9 +87,11 @@ enum Error {
         source: std::io::Error,
     },
     /// The store.
+    #[cfg(feature = "store")]
     #[error(transparent)]
     Store(#[from] ads::Error),
     /// A codec.
+    #[cfg(feature = "store")]
     #[error(transparent)]
     Seal(#[from] seal::Error),
     /// What is compared with.
@@ -113,8 +117,14 @@ fn run(command: Command) -> Result<serde_json::Value, Error> {
         Command::Index { engine: Engine::Heed, entries, dir } => peers::heed(entries, &dir),
         #[cfg(not(feature = "peers"))]
         Command::Index { .. } => Err(Error::Wrong("built without the feature `peers`".into())),
+        #[cfg(feature = "store")]
         Command::Rebuild { entries, dir } => rebuild::rebuild(entries, &dir),
+        #[cfg(feature = "store")]
         Command::Points { counts, dir } => points::points(&counts, &dir),
+        #[cfg(not(feature = "store"))]
+        Command::Rebuild { .. } | Command::Points { .. } => {
+            Err(Error::Wrong("built without the feature `store`".into()))
+        }
     }
 }
 
