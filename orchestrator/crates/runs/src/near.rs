@@ -11,8 +11,9 @@ use std::collections::HashSet;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Packs whose first hit is remembered.
-const SEEN: usize = 4096;
+/// Packs whose first hit is remembered: some for each of the many who ask at once. Few, so that questions in no order,
+/// which come to the same pack again by chance, do not read whole packs.
+const SEEN: usize = 64;
 const LOCKED: &str = "no panic while the neighbourhood is locked";
 
 /// Ids of whole packs, in two generations.
