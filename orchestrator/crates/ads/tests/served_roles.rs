@@ -307,6 +307,34 @@ fn keys_that_are_not_known_or_not_any_more_are_refused_with_what_to_do() {
     denied(door.get("config.json", 10_000), "does not know the key");
 }
 
+/// Two servers over one place, as in object storage: each takes what rests on what the other one took, and each knows
+/// whose lease is whose.
+#[test]
+fn two_servers_share_one_store() {
+    let first = Vault::start();
+    let second = Vault::over(first.backend.clone(), false, ServeLimits::default());
+    let bytes = disk(8, 20 * 65536);
+    let here = first.open("client", Role::Orchestrator);
+    let there = second.open("other", Role::Orchestrator);
+    // Packs through one, the point through the other, by a client who has a lease there.
+    let _here = lease(&here);
+    let tree = store_disk(&here, &bytes).unwrap();
+    let held = lease(&there);
+    let bytes_of = serde_json::to_vec_pretty(&point_of(&here, "vm", Duration::ZERO, tree)).unwrap();
+    let key = format!("points/{}.json", blake3::hash(&bytes_of).to_hex());
+    second.served.backend("other").put(&key, &bytes_of).unwrap();
+    assert_eq!(first.store.points().unwrap().points.len(), 1);
+    first.known.lock().unwrap().push(second.known.lock().unwrap()[0].clone());
+    let door = first.served.backend("client");
+    denied(door.delete(&format!("leases/{}.json", held.id())), "leases of others");
+    // A lease that was taken at one is given back at the other.
+    let id = held.id();
+    let identity = second.served.dir.path().join("other.pem");
+    std::fs::copy(identity, first.served.dir.path().join("other.pem")).unwrap();
+    first.served.backend("other").delete(&format!("leases/{id}.json")).unwrap();
+    assert!(second.backend.head(&format!("leases/{id}.json")).unwrap().is_none());
+}
+
 /// Points are removed and collected on the server while a client, over the network, relies on what they had.
 #[test]
 fn a_collection_on_the_server_takes_nothing_from_a_job_of_a_client() {

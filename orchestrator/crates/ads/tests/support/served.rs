@@ -63,7 +63,13 @@ pub struct Vault {
 
 impl Vault {
     pub fn on(backend: Arc<dyn Backend>, append_only: bool, limits: ServeLimits) -> Self {
-        let store = Arc::new(Store::init_on(backend.clone()).unwrap());
+        drop(Store::init_on(backend.clone()).unwrap());
+        Self::over(backend, append_only, limits)
+    }
+
+    /// The same over a store that is there, perhaps behind another server.
+    pub fn over(backend: Arc<dyn Backend>, append_only: bool, limits: ServeLimits) -> Self {
+        let store = Arc::new(Store::open_on(backend.clone()).unwrap());
         let known: Arc<Mutex<Vec<Client>>> = Arc::default();
         let table = known.clone();
         let find = move |key| table.lock().unwrap().iter().find(|client| client.key == key).cloned();
