@@ -6,10 +6,10 @@ use seal::{BlockId, Codec, IdKey, NodeId, PackKind, PackWriter, Sealed, Sealer, 
 use serde::Serialize;
 use std::time::Duration;
 use wire::{
-    Account, BackupDisk, BitmapQuestion, BlocksAnswer, BlocksQuestion, Claim, DiskAnswer, DiskCounts,
-    DiskDone, Failure, IdKeyBytes, JobDone, KnownAnswer, KnownQuestion, NodeBytes, NodesAnswer,
-    NodesQuestion, Order, Pacing, PackAnswer, PassAccount, Progress, ProgressAnswer, RestoreDisk,
-    SealedBlock, Spent, Stage, StageAccount, Start, Throttle, Usage, Work,
+    Account, BackupDisk, BitmapQuestion, BlocksAnswer, BlocksQuestion, Claim, Connect, Diagnosis, DiskAnswer,
+    DiskCounts, DiskDone, Failure, IdKeyBytes, JobDone, KnownAnswer, KnownQuestion, Milestone, NodeBytes,
+    NodesAnswer, NodesQuestion, Order, Pacing, PackAnswer, PassAccount, Progress, ProgressAnswer,
+    RestoreDisk, SealedBlock, Speed, Spent, Stage, StageAccount, Start, Throttle, Usage, Work,
 };
 
 const JOB: &str = "4bd9a1a4-6f0f-4d64-bd6e-2f4c0d1f9f10";
@@ -311,6 +311,43 @@ pub(crate) fn store_files() -> Vec<Vec<u8>> {
     std::fs::write(place.path().join("config.json"), &config).expect("a file can be written");
     assert!(ads::Store::open(place.path()).is_ok(), "the config is one");
     vec![tagged(0, &config), tagged(1, &config), tagged(2, point), tagged(3, &data), tagged(3, &tree)]
+}
+
+pub(crate) fn diagnoses() -> Vec<Vec<u8>> {
+    let speed = Speed { bytes: GIB, micros: 9_000_000, slowest_us: 70_000 };
+    let failure =
+        || Failure { code: "read-failed".into(), message: "read xvda at 0x0: input/output error".into() };
+    let sound = Diagnosis {
+        clock_ms: 1_800_000_000_250,
+        processors: 2,
+        milestones: vec![Milestone { name: "network up".into(), at_ms: 1200 }],
+        connect: Ok(Connect { address: "10.0.2.2:8443".into(), tcp_us: 300, tls_us: 4000 }),
+        round_trip_us: Ok(250),
+        read: Ok(speed),
+        send: Ok(Speed { bytes: ByteCount::new(4096), ..speed }),
+    };
+    let failed = Diagnosis {
+        connect: Err(failure()),
+        round_trip_us: Err(failure()),
+        read: Err(failure()),
+        send: Err(failure()),
+        ..sound.clone()
+    };
+    vec![wire::encode(&sound), wire::encode(&failed)]
+}
+
+pub(crate) fn collection_records() -> Vec<Vec<u8>> {
+    let json = |tag, value: serde_json::Value| tagged(tag, value.to_string().as_bytes());
+    let packs = super::targets::golden_packs();
+    vec![
+        // Every pack of the store, all of them needed, long ago, and nobody to wait for.
+        json(0, serde_json::json!({"version": 1, "created": 0, "packs": packs, "leases": {}})),
+        json(0, serde_json::json!({"version": 1, "created": 0, "packs": packs, "leases": {JOB: 3}})),
+        tagged(1, &super::targets::some_lease()),
+        tagged(2, b"3"),
+        json(3, serde_json::json!(JOB)),
+        json(4, serde_json::json!({"note": "before the migration", "created": "2026-11-03T10:00:00Z"})),
+    ]
 }
 
 /// One of each call, as clients make them.

@@ -4,6 +4,8 @@
 //! more: no search finds one, and whoever means harm can compute it.
 
 mod appliance;
+mod collection;
+mod diagnosis;
 mod pool;
 mod served;
 mod store;
@@ -13,6 +15,9 @@ pub use appliance::{
     boot_settings, dhcp_exchanges, link_packets, worker_frames, xenstore_answers, xenstore_messages,
     xenstore_requests,
 };
+pub use collection::collection_records;
+pub(crate) use collection::{golden_packs, some_lease};
+pub use diagnosis::diagnoses;
 pub use pool::{job_files, ova_descriptions, pool_answers, vhd_heads, xva_files};
 pub use served::served_requests;
 pub use store::{packs, store_files, trees};

@@ -19,6 +19,8 @@ const HASH_SIZE: usize = 32;
 /// Where in it the number of blocks stands.
 const ENTRIES: std::ops::Range<usize> = 36..40;
 const ENTRY_SIZE: usize = seal::TRAILER_ENTRY_SIZE;
+/// Children of a node.
+const SLOTS: usize = FAN_OUT as usize;
 /// Largest disk of [`trees`]: three levels.
 const TREE_DISK: u64 = 1 << 40;
 
@@ -84,7 +86,7 @@ pub fn trees(data: &[u8]) {
         let [a, b, c, d, slot, content] = *one;
         let Some(index) = u64::from(u32::from_le_bytes([a, b, c, d])).checked_rem(leaf_count) else { return };
         let id = (content > 0).then(|| BlockId::from_bytes([content; 32]));
-        leaves.entry(index).or_default().set_block(usize::from(slot), id);
+        leaves.entry(index).or_default().set_block(usize::from(slot) % SLOTS, id);
     }
     let mut nodes = Nodes::default();
     let mut built = Vec::new();

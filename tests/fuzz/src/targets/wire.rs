@@ -15,7 +15,7 @@ use std::fmt::Debug;
 const BITMAP_DISK: u64 = 256 << 20;
 
 /// Decodes a message. One that can be read is written and read again, and is the same.
-fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> Option<T> {
+pub(super) fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> Option<T> {
     let message: T = decode(body)?;
     assert_eq!(decode::<T>(&::wire::encode(&message)).as_ref(), Some(&message));
     Some(message)
