@@ -5,6 +5,7 @@ mod backup;
 mod bad_disks;
 mod bad_input;
 mod bound;
+mod copies;
 mod damage;
 mod doctor_delegate;
 mod faults;

@@ -3,9 +3,13 @@
 use crate::catalog::{self, store_error};
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report};
+use crate::summary::CopySummary;
 use ads::{CopyOptions, CopyProgress, CopyReport, ErrorKind, Place, Store};
+use blocks::ByteCount;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,7 +30,7 @@ pub struct Copied {
 }
 
 /// Copies restore points to another place of the store, which is made where nothing is. What went wrong after it began
-/// stands in the outcome, see [`Copied::verdict`].
+/// stands in the outcome, see [`Copied::verdict`]. Ends soon after `stop` turns true.
 ///
 /// # Errors
 /// Why it could not begin.
@@ -36,6 +40,7 @@ pub fn copy(
     options: &CopyOptions,
     dry_run: bool,
     report: &Report,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Copied> {
     let place = Place::from_path(to).map_err(store_error)?;
     let told = Told::new(report);
@@ -48,19 +53,79 @@ pub fn copy(
         }
         Err(error) => return Err(store_error(error)),
     };
+    let progress = |at: &CopyProgress<'_>| {
+        told.progress(at);
+        if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
     let made = opened.is_none() && !dry_run;
     let found = match (opened, dry_run) {
-        (opened, true) => from.plan_copy(opened.as_ref(), options, &|at| told.progress(at)),
+        (opened, true) => from.plan_copy(opened.as_ref(), options, &progress),
         (opened, false) => {
             let there = match opened {
                 Some(there) => there,
                 None => from.init_copy_at(&place).map_err(copy_error)?,
             };
-            from.copy_to(&Arc::new(there), options, &|at| told.progress(at))
+            from.copy_to(&Arc::new(there), options, &progress)
         }
     };
     told.end();
     Ok(Copied { place: place.to_string(), made, dry_run, report: found.map_err(copy_error)? })
+}
+
+/// Copies the points of these VMs, by uuid, from the store at `from` to each of these places: what a run does at its end. Each
+/// copy comes with what is wrong with it.
+///
+/// # Errors
+/// Why none could begin.
+pub fn copy_vms(
+    from: &Path,
+    vms: &BTreeSet<String>,
+    to: &[PathBuf],
+    limit: Option<ByteCount>,
+    report: &Report,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<(CopySummary, Option<Error>)>> {
+    let (store, _) = catalog::open(from, false)?;
+    let points = store.points().map_err(store_error)?.points;
+    let with_points: BTreeSet<String> = points.into_iter().map(|stored| stored.point.vm.uuid).collect();
+    let options = CopyOptions {
+        vms: vms.intersection(&with_points).cloned().collect(),
+        limit,
+        ..CopyOptions::default()
+    };
+    // Without any name all VMs would be meant.
+    if options.vms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let each = |place: &PathBuf| {
+        let begun = Instant::now();
+        let shown =
+            Place::from_path(place).map_or_else(|_| place.display().to_string(), |place| place.to_string());
+        let mut summary = CopySummary { to: shown, ..CopySummary::default() };
+        let outcome = copy(&store, place, &options, false, report, stop).and_then(|copied| {
+            summary.points = copied.report.copied.len();
+            summary.omitted = copied.report.omitted.len();
+            summary.bytes = copied.report.bytes.get();
+            copied.verdict()
+        });
+        summary.elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let error = outcome.err().map(|error| at_place(error, &summary.to));
+        summary.error = error.as_ref().map(Error::chain);
+        summary.remedy = error.as_ref().and_then(Error::remedy_text).map(str::to_owned);
+        (summary, error)
+    };
+    Ok(to.iter().map(each).collect())
+}
+
+/// Of several places, which one.
+fn at_place(error: Error, place: &str) -> Error {
+    let text = error.chain();
+    let named = if text.contains(place) { text } else { format!("copy to {place}: {text}") };
+    let wrapped = Error::new(error.kind(), named);
+    match error.remedy_text() {
+        Some(remedy) => wrapped.remedy(remedy),
+        None => wrapped,
+    }
 }
 
 fn copy_error(error: ads::Error) -> Error {
@@ -69,6 +134,7 @@ fn copy_error(error: ads::Error) -> Error {
             "name a place where nothing is, and the copy makes it: a copy is the same store in another place, and one \
              that `abd store init` made is a store of its own",
         ),
+        ads::Error::Interrupted => Error::new(Kind::Cancelled, error.to_string()),
         ads::Error::SamePlace { .. } => store_error(error).remedy("name another place"),
         error => store_error(error),
     }
@@ -107,7 +173,7 @@ impl Copied {
                     .map(|p| format!("{}  {}  {}  {}", p.id.short(), p.created, p.vm, p.bytes)),
             );
             let bytes = found.copied.iter().fold(0u64, |sum, p| sum.saturating_add(p.bytes.get()));
-            let bytes = blocks::ByteCount::new(bytes);
+            let bytes = ByteCount::new(bytes);
             lines.push(format!("{count} restore points, about {bytes}, would be copied to {}", self.place));
         } else {
             lines.push(format!("{count} restore points copied to {}, {}", self.place, found.bytes));
@@ -141,7 +207,7 @@ impl Copied {
                 format!("the copy to {} ended early, after {copied} restore points: {error}", self.place);
             let wrapped = Error::new(error.kind(), text);
             return Err(match error.remedy_text() {
-                Some(advice) => wrapped.remedy(format!("{advice}; the same copy then goes on where it was")),
+                Some(advice) => wrapped.remedy(format!("{advice}; it goes on where it was")),
                 None => wrapped.remedy("run it again: it goes on where it was"),
             });
         }

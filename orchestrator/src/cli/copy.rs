@@ -46,8 +46,8 @@ fn rate(text: &str) -> std::result::Result<ByteCount, String> {
     }
 }
 
-/// Blocks.
-pub(super) fn run(path: &Path, args: &CopyArgs, report: &Report) -> Result<()> {
+/// Blocks; ends soon after `stop` turns true.
+pub(super) fn run(path: &Path, args: &CopyArgs, report: &Report, stop: &dyn Fn() -> bool) -> Result<()> {
     let (store, _) = catalog::open(path, false)?;
     let find = |name: &String| store.find_point(name).map(|stored| stored.id).map_err(store_error);
     let options = CopyOptions {
@@ -58,7 +58,7 @@ pub(super) fn run(path: &Path, args: &CopyArgs, report: &Report) -> Result<()> {
         pins: args.pins,
         limit: args.limit,
     };
-    let copied = copying::copy(&store, &args.to, &options, args.dry_run, report)?;
+    let copied = copying::copy(&store, &args.to, &options, args.dry_run, report, stop)?;
     report.answer(&copied.value(), || copied.text());
     copied.verdict()
 }

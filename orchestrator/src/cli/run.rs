@@ -5,6 +5,7 @@ use super::jobs::{Identity, watch_signals};
 use super::options::{JobArgs, RunFlags};
 use super::work::{Work, Worked, closed_until, select, work};
 use super::{BackupArgs, RunArgs, Session};
+use crate::copying;
 use crate::error::{Error, Kind, Result};
 use crate::hooks::{self, Environment};
 use crate::lock::{Lock, Subject};
@@ -18,8 +19,10 @@ use crate::window::State;
 use jiff::Zoned;
 use jiff::tz::TimeZone;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// A run that is about to begin.
 struct Plan {
@@ -160,11 +163,42 @@ async fn execute(session: &Session, plan: Plan) -> Result<()> {
     }
     summary.vms = worked.vms;
     summary.warnings = warnings;
+    let uncopied = copy_results(session, &plan, &mut summary, &cancel).await.err();
     summary.ended = stamp(&now());
     summary.elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let whole =
         Whole { is_stopped: *cancel.borrow(), has_old_leftovers: worked.has_old_leftovers, failure: None };
-    finish(session, &plan, summary, worked.failure, whole, &environment).await
+    finish(session, &plan, summary, worked.failure.or(uncopied), whole, &environment).await
+}
+
+/// Copies what the store has of the run's VMs to its other places, where the job file names some: also what an earlier run
+/// could not copy. The first error is that of the run; all are in the summary.
+async fn copy_results(
+    session: &Session,
+    plan: &Plan,
+    summary: &mut RunSummary,
+    cancel: &watch::Receiver<bool>,
+) -> Result<()> {
+    let vms: BTreeSet<String> =
+        summary.vms.iter().map(|vm| vm.uuid.clone()).filter(|uuid| !uuid.is_empty()).collect();
+    let places = plan.spec.run.copy_to.clone();
+    if places.is_empty() || vms.is_empty() || *cancel.borrow() {
+        return Ok(());
+    }
+    let (store, limit) = (plan.store.clone(), plan.spec.run.copy_limit);
+    let (report, cancel) = (session.report.clone(), cancel.clone());
+    let work = move || copying::copy_vms(&store, &vms, &places, limit, &report, &|| *cancel.borrow());
+    let done = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::new(Kind::Failed, "the copies were stopped").because(error))?;
+    let mut first = Ok(());
+    for (copy, error) in done? {
+        summary.copies.push(copy);
+        if let (Ok(()), Some(error)) = (&first, error) {
+            first = Err(error);
+        }
+    }
+    first
 }
 
 /// Writes the summary, runs the last hook, prints, and gives the run's result for the exit code.

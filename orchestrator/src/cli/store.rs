@@ -1,6 +1,7 @@
 //! `abd store`: makes the data store, says what it holds, and tries whether its place does what it must.
 
 use super::copy::{self, CopyArgs};
+use super::jobs::watch_signals;
 use super::{Session, serve};
 use crate::catalog;
 use crate::error::{Error, Kind, Result};
@@ -82,6 +83,7 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
     if let StoreCommand::ClientKey = command {
         return serve::client_key(session);
     }
+    let stop = matches!(command, StoreCommand::Copy(_)).then(watch_signals);
     let work = move || match command {
         StoreCommand::ClientKey => Ok(()),
         StoreCommand::Init => init(&path, &report),
@@ -93,7 +95,9 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
             gc(&path, &options, &report)
         }
         StoreCommand::Repair(args) => super::repair::repair(&path, &args, &report),
-        StoreCommand::Copy(args) => copy::run(&path, &args, &report),
+        StoreCommand::Copy(args) => {
+            copy::run(&path, &args, &report, &|| stop.as_ref().is_some_and(|stop| *stop.borrow()))
+        }
     };
     tokio::task::spawn_blocking(work)
         .await

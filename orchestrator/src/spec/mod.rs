@@ -310,6 +310,10 @@ pub struct RunOptions {
     pub before_run: Option<Hook>,
     /// After the last job.
     pub after_run: Option<Hook>,
+    /// Other places of the store, to which the VMs' restore points are copied after the last job.
+    pub copy_to: Vec<PathBuf>,
+    /// Most bytes in a second of such a copy.
+    pub copy_limit: Option<ByteCount>,
     /// File for the summary as text.
     pub summary: Option<PathBuf>,
     /// File for the summary as JSON.

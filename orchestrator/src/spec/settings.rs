@@ -303,6 +303,20 @@ pub(super) const RUN: &[Setting<RunOptions>] = &[
         "command after the last job; if it fails, that is a warning",
         |o, v| o.after_run = Some(hook(v, HookFailure::Warn)?)
     ),
+    setting!(
+        "copy_to",
+        "[]",
+        "a place or a list of places: a path, or s3://BUCKET/PREFIX?OPTIONS",
+        "other places of the store, to which the new restore points of the run's VMs are copied after the last job",
+        |o, v| o.copy_to = v.parsed_list(path)?
+    ),
+    setting!(
+        "copy_limit",
+        "",
+        "a rate of at least 64 KiB/s, such as \"50 MiB/s\"",
+        "most that such a copy moves",
+        |o, v| o.copy_limit = Some(v.parsed(parse_rate)?)
+    ),
     setting!("summary", "", "a path", "file for the summary as text", |o, v| o.summary =
         Some(v.parsed(path)?)),
     setting!("summary_json", "", "a path", "file for the summary as JSON", |o, v| o.summary_json =

@@ -2,7 +2,7 @@
 //!
 //! Names and labels are stable. Labels hold names of pools, VMs and disks, modes and causes; never a secret.
 
-use super::{DiskRow, RunSummary, VmSummary};
+use super::{CopySummary, DiskRow, RunSummary, VmSummary};
 use crate::path::PathSummary;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +27,22 @@ pub fn metrics(summary: &RunSummary, ended: SystemTime) -> String {
     page.sample("abd_run_end_time_seconds", &of_run(), ended);
     page.family("abd_run_exit_code", "The exit code of the run; 0 where all is well.");
     page.sample("abd_run_exit_code", &of_run(), f64::from(summary.exit_code));
+    type OfCopy = fn(&CopySummary) -> f64;
+    let of_copies: [(&str, &str, OfCopy); 3] = [
+        ("abd_copy_success", "1 where all that should be in another place of the store is.", |copy| {
+            f64::from(u8::from(copy.error.is_none()))
+        }),
+        ("abd_copy_points", "Restore points that were copied there.", |copy| copy.points as f64),
+        ("abd_copy_bytes", "Bytes that were moved there.", |copy| copy.bytes as f64),
+    ];
+    for (name, help, number) in of_copies {
+        page.family(name, help);
+        for copy in &summary.copies {
+            let mut labels = of_run();
+            labels.push(("place", copy.to.clone()));
+            page.sample(name, &labels, number(copy));
+        }
+    }
     page.family("abd_job_result", "1 for how the last job of a VM ended, by its result.");
     for vm in &summary.vms {
         let mut labels = of_vm(vm);
@@ -170,6 +186,12 @@ mod tests {
         };
         RunSummary {
             name: "nightly".into(),
+            copies: vec![CopySummary {
+                to: "s3://b/x".into(),
+                points: 2,
+                bytes: 9,
+                ..CopySummary::default()
+            }],
             vms: vec![vm("web01", VmResult::Done, vec![disk]), vm("db01", VmResult::Failed, Vec::new())],
             ..RunSummary::default()
         }
@@ -182,6 +204,8 @@ mod tests {
         let disk = format!("{web01},disk=\"a \\\"disk\\\"\\\\\",vdi=\"v\"");
         for line in [
             "abd_run_end_time_seconds{run=\"nightly\"} 1.5".to_owned(),
+            "abd_copy_success{run=\"nightly\",place=\"s3://b/x\"} 1".to_owned(),
+            "abd_copy_bytes{run=\"nightly\",place=\"s3://b/x\"} 9".to_owned(),
             format!("abd_job_result{{{web01},result=\"done\"}} 1"),
             format!("abd_job_duration_seconds{{{web01}}} 1.5"),
             format!("abd_job_bound_by{{{web01},by=\"network\"}} 1"),
@@ -208,6 +232,6 @@ mod tests {
                 assert_eq!(described.last(), Some(&name), "{line}");
             }
         }
-        assert_eq!(described.len(), 18);
+        assert_eq!(described.len(), 21);
     }
 }

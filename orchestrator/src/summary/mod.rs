@@ -56,6 +56,27 @@ pub struct RunSummary {
     pub vms: Vec<VmSummary>,
     /// Odd things that concern the run as a whole.
     pub warnings: Vec<String>,
+    /// Copies to other places of the store.
+    pub copies: Vec<CopySummary>,
+}
+
+/// How one copy to another place of the store ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CopySummary {
+    /// Where to.
+    pub to: String,
+    /// Restore points that were copied.
+    pub points: usize,
+    /// Those that are damaged here and were left out.
+    pub omitted: usize,
+    /// Bytes that were moved.
+    pub bytes: u64,
+    /// Wall time in milliseconds.
+    pub elapsed_ms: u64,
+    /// Why not everything is there that should be.
+    pub error: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<String>,
 }
 
 /// How many VMs ended how.
@@ -403,7 +424,7 @@ mod tests {
                 r#""elapsed_ms":0,"disks":[{"name":"root","vdi":"","size":0,"mode":"cbt","cause":"","reason":"","#,
                 r#""read":3,"audited":0,"mismatched":0,"stored":2,"bad":0,"bad_ranges":0,"#,
                 r#""reading_ms":0,"limited_ms":0,"throttled_ms":0}],"path":null,"delegates_reused":0,"error":null,"remedy":null,"code":null,"exit_code":null,"warnings":[],"#,
-                r#""alarms":[],"leftovers":[]}],"warnings":[]}"#
+                r#""alarms":[],"leftovers":[]}],"warnings":[],"copies":[]}"#
             )
         );
     }

@@ -37,6 +37,7 @@ pub fn text(summary: &RunSummary) -> String {
     }
     bad_blocks(&mut text, summary);
     table(&mut text, summary);
+    copies(&mut text, summary);
     bounds(&mut text, summary);
     failures(&mut text, summary, VmResult::Failed, "Failed");
     failures(&mut text, summary, VmResult::Skipped, "Not started");
@@ -122,6 +123,29 @@ fn table(text: &mut String, summary: &RunSummary) {
             row([&vm.vm, result, &modes(vm), &read, &stored, &short_time(vm.elapsed_ms), &point]);
         } else {
             row([&vm.vm, result, "", "", "", "", ""]);
+        }
+    }
+}
+
+/// Where restore points were copied to.
+fn copies(text: &mut String, summary: &RunSummary) {
+    if summary.copies.is_empty() {
+        return;
+    }
+    section(text, "Copies");
+    for copy in &summary.copies {
+        let points = if copy.points == 1 {
+            "1 restore point".into()
+        } else {
+            format!("{} restore points", copy.points)
+        };
+        let what = format!("{points}, {}, in {}", short_size(copy.bytes), short_time(copy.elapsed_ms));
+        match &copy.error {
+            None => paragraph(text, 0, &format!("{}: {what}", copy.to)),
+            Some(error) => {
+                paragraph(text, 0, &format!("{}: FAILED; {what}", copy.to));
+                item(text, error, copy.remedy.as_deref());
+            }
         }
     }
 }

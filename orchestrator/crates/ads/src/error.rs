@@ -350,6 +350,9 @@ pub enum Error {
         /// The directory or the address.
         dir: PathBuf,
     },
+    /// Whoever wanted it wants it no more.
+    #[error("stopped on request")]
+    Interrupted,
     /// No restore point is of this VM.
     #[error("no restore point is of a VM '{vm}'")]
     NoPointOf {
@@ -394,7 +397,8 @@ impl Error {
             | Self::KeyFile { .. }
             | Self::OtherStore { .. }
             | Self::AnotherStore { .. }
-            | Self::SamePlace { .. } => ErrorKind::Refused,
+            | Self::SamePlace { .. }
+            | Self::Interrupted => ErrorKind::Refused,
             Self::NotRepaired { .. } => ErrorKind::Damaged,
             Self::NotCollected { .. } => ErrorKind::Damaged,
             Self::Remote { .. } | Self::Unfit { .. } => ErrorKind::Remote,

@@ -13,12 +13,13 @@ use blocks::ByteCount;
 use seal::FAN_OUT;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::faults::{Fault, Faulty};
 use support::memory::{Between, Change, Loss, Memory};
-use support::{chain, disk, pack_disk, point, restore, store_disk};
+use support::{GO_ON, chain, disk, pack_disk, point, restore, store_disk};
 use tempfile::TempDir;
 
 const BLOCK: usize = 65536;
@@ -50,7 +51,7 @@ fn copy(from: &Arc<Store>, to: &Arc<Store>) -> CopyReport {
 }
 
 fn with(from: &Arc<Store>, to: &Arc<Store>, options: &CopyOptions) -> CopyReport {
-    from.copy_to(to, options, &|_| ()).unwrap()
+    from.copy_to(to, options, &GO_ON).unwrap()
 }
 
 fn ids(report: &CopyReport) -> Vec<PointId> {
@@ -146,16 +147,16 @@ fn a_plan_tells_the_points_and_about_the_bytes_and_writes_nothing() {
         backup(&store, "a", minute, &disk(minute.into(), 20 * BLOCK));
     }
     let before = memory.objects();
-    let vacant = store.plan_copy(None, &CopyOptions::default(), &|_| ()).unwrap();
+    let vacant = store.plan_copy(None, &CopyOptions::default(), &GO_ON).unwrap();
     let (copied, there) = other_place(&store);
     let empty = copied.objects();
-    let planned = store.plan_copy(Some(&there), &CopyOptions::default(), &|_| ()).unwrap();
+    let planned = store.plan_copy(Some(&there), &CopyOptions::default(), &GO_ON).unwrap();
     assert!((memory.objects(), copied.objects()) == (before, empty));
     let done = copy(&store, &there);
     assert_eq!((ids(&vacant), ids(&planned)), (ids(&done), ids(&done)));
     let sum = |report: &CopyReport| report.copied.iter().map(|point| point.bytes.get()).sum::<u64>();
     assert_eq!((sum(&vacant), sum(&planned)), (done.bytes.get(), done.bytes.get()));
-    let nothing = store.plan_copy(Some(&there), &CopyOptions::default(), &|_| ()).unwrap();
+    let nothing = store.plan_copy(Some(&there), &CopyOptions::default(), &GO_ON).unwrap();
     assert_eq!((nothing.copied.len(), nothing.present), (0, 3));
 }
 
@@ -177,7 +178,7 @@ fn a_copy_that_died_at_any_write_goes_on_where_it_was() {
             let between = Between::new(memory.clone(), loss(at));
             let first = store
                 .init_copy_on(between.clone())
-                .map(|there| store.copy_to(&Arc::new(there), &CopyOptions::default(), &|_| ()));
+                .map(|there| store.copy_to(&Arc::new(there), &CopyOptions::default(), &GO_ON));
             if !between.struck() {
                 break;
             }
@@ -318,7 +319,7 @@ fn points_that_were_removed_there_stay_away_unless_they_are_asked_for() {
     let back = with(&there, &store, &CopyOptions { points: vec![only], ..CopyOptions::default() });
     assert_eq!(ids(&back), [only]);
     let unknown = CopyOptions { vms: vec!["nobody".into()], ..CopyOptions::default() };
-    let error = store.copy_to(&there, &unknown, &|_| ()).unwrap_err();
+    let error = store.copy_to(&there, &unknown, &GO_ON).unwrap_err();
     assert_eq!(error.to_string(), "no restore point is of a VM 'nobody'");
 }
 
@@ -358,7 +359,7 @@ fn another_store_and_the_store_itself_are_refused() {
     let (_, store) = source();
     backup(&store, "a", 1, &disk(1, BLOCK));
     let (_, other) = source();
-    let error = store.copy_to(&other, &CopyOptions::default(), &|_| ()).unwrap_err();
+    let error = store.copy_to(&other, &CopyOptions::default(), &GO_ON).unwrap_err();
     assert!(
         matches!(error, Error::AnotherStore { found, expected, .. } if found == other.id() && expected == store.id())
     );
@@ -371,7 +372,7 @@ fn another_store_and_the_store_itself_are_refused() {
     std::os::unix::fs::symlink(&here, &alias).unwrap();
     for path in [here, alias] {
         let same = Arc::new(Store::open(&path).unwrap());
-        let error = store.copy_to(&same, &CopyOptions::default(), &|_| ()).unwrap_err();
+        let error = store.copy_to(&same, &CopyOptions::default(), &GO_ON).unwrap_err();
         assert!(matches!(error, Error::SamePlace { .. }), "{error}");
     }
 }
@@ -394,7 +395,7 @@ fn a_full_place_ends_the_copy_and_keeps_what_came_before() {
         let backend = Arc::new(LocalBackend::with_ops(&root, faulty.clone()));
         let outcome = store
             .init_copy_on(backend)
-            .and_then(|there| store.copy_to(&Arc::new(there), &CopyOptions::default(), &|_| ()));
+            .and_then(|there| store.copy_to(&Arc::new(there), &CopyOptions::default(), &GO_ON));
         let copied = match outcome {
             Ok(report) => {
                 if let Some(error) = &report.stopped {
@@ -564,6 +565,7 @@ fn a_limit_holds_back_and_progress_is_told() {
     let report = store
         .copy_to(&there, &options, &|at| {
             told.lock().unwrap().push((at.done, at.count, at.moved.get(), at.planned.get()));
+            ControlFlow::Continue(())
         })
         .unwrap();
     let took = began.elapsed();
@@ -575,6 +577,33 @@ fn a_limit_holds_back_and_progress_is_told() {
     let told = told.into_inner().unwrap();
     assert!(told.is_sorted_by_key(|at| at.2) && told.iter().all(|at| (at.0, at.1) == (0, 1) && at.2 <= at.3));
     assert_eq!(told.last().unwrap().2, report.bytes.get());
+}
+
+#[test]
+fn who_ends_a_copy_gets_what_came_and_leaves_no_lease() {
+    let (_, store) = source();
+    for minute in 0..3 {
+        backup(&store, "a", minute, &disk(minute.into(), 9 * BLOCK));
+    }
+    let mut ended = 0;
+    for after in 0.. {
+        let (memory, there) = other_place(&store);
+        let told = Mutex::new(0);
+        let count = |_: &ads::CopyProgress<'_>| {
+            let mut told = told.lock().unwrap();
+            *told += 1;
+            if *told > after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let report = store.copy_to(&there, &CopyOptions::default(), &count).unwrap();
+        assert!(is_clean(&open(&memory)) && keys(&memory, "leases/").is_empty());
+        assert_eq!(open(&memory).points().unwrap().points.len(), report.copied.len());
+        match report.stopped {
+            None => break,
+            Some(error) => assert!(matches!(error, Error::Interrupted), "{error}"),
+        }
+        ended += 1;
+    }
+    assert!(ended > 10, "{ended}");
 }
 
 /// What a copy writes, in the order in which it does: blocks, nodes, the point.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use support::memory::Memory;
 use support::turns::{Draw, Leaver, Turned, Turns};
-use support::{chain, pack_disk, point, restore, store_disk};
+use support::{GO_ON, chain, pack_disk, point, restore, store_disk};
 
 const BLOCK: usize = 65536;
 const BLOCKS: u64 = 6;
@@ -72,7 +72,7 @@ impl World {
         let blind = self.plan.copiers_blind;
         let (here, there) = (self.store(from, actor, &[]), self.store(1 - from, actor, blind));
         let options = CopyOptions { all: draw.below(2) == 0, ..CopyOptions::default() };
-        let report = match here.copy_to(&there, &options, &|_| ()) {
+        let report = match here.copy_to(&there, &options, &GO_ON) {
             // Removed again and again before a lease could name it.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -104,7 +104,14 @@ fn disk(draw: &mut Draw) -> Vec<u8> {
 
 fn options(day: u64) -> GcOptions {
     let now: SystemTime = UNIX_EPOCH + Duration::from_secs(1_800_000_000 + day * DAY * 2);
-    GcOptions { sparse_percent: 60, grace: GRACE, dry_run: false, only_here: false, now }
+    GcOptions {
+        sparse_percent: 60,
+        grace: GRACE,
+        dry_run: false,
+        only_here: false,
+        now,
+        ..GcOptions::default()
+    }
 }
 
 fn act(world: &World, actor: usize, draw: &mut Draw) -> Result<(), Error> {
@@ -147,7 +154,7 @@ fn play(seed: u64, plan: Plan) -> (Result<(), String>, u64) {
             let id = store.commit_point(&point(store, vm, &created, &[tree])).unwrap();
             world.committed.lock().unwrap().insert(id, bytes);
         }
-        first.copy_to(&second, &CopyOptions::default(), &|_| ()).unwrap();
+        first.copy_to(&second, &CopyOptions::default(), &GO_ON).unwrap();
     }
     for store in [first, second] {
         World::remove_some(&store, &mut draw).unwrap();

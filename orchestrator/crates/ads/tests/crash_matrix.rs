@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::crash::{Recorder, Step, matrix};
 use support::memory::{Between, Change, Loss, Memory};
-use support::{backup, disk};
+use support::{GO_ON, backup, disk};
 use tempfile::TempDir;
 
 type Scenario = fn(&Path, &Arc<Recorder>);
@@ -92,7 +92,7 @@ fn copied(root: &Path, recorder: &Arc<Recorder>) {
     let second = backup(&source, "second", &other).unwrap();
     let there = source.init_copy_on(Arc::new(LocalBackend::with_ops(root, recorder.clone()))).unwrap();
     let copy = |there: Arc<Store>, options: CopyOptions, count: usize| {
-        let report = source.copy_to(&there, &options, &|_| ()).unwrap();
+        let report = source.copy_to(&there, &options, &GO_ON).unwrap();
         assert!(report.copied.len() == count && report.stopped.is_none(), "{report:?}");
     };
     copy(Arc::new(there), CopyOptions::default(), 2);

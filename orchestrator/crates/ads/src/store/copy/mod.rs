@@ -45,6 +45,7 @@ use seal::{PackKind, Tree};
 use select::{Selection, There};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -129,8 +130,8 @@ pub struct CopyProgress<'a> {
     pub planned: ByteCount,
 }
 
-/// Told how far a copy is.
-type OnProgress<'a> = &'a dyn Fn(&CopyProgress<'_>);
+/// Told how far a copy is; says whether it goes on.
+type OnProgress<'a> = &'a dyn Fn(&CopyProgress<'_>) -> ControlFlow<()>;
 
 /// Why a point is not copied.
 enum Trouble {
@@ -218,8 +219,8 @@ impl Store {
 
     /// Copies restore points, and what they need and is not there, to another place of this store.
     ///
-    /// Where a point is not whole here it is left out and named in the report; where writing there fails, the report says
-    /// so and what was copied before.
+    /// Where a point is not whole here it is left out and named in the report; where writing there fails, or `progress` says
+    /// that it is enough, the report says so and what was copied before.
     ///
     /// # Errors
     /// [`Error::AnotherStore`], [`Error::SamePlace`], [`Error::PointNotFound`], [`Error::NoPointOf`], or what the backends
@@ -369,14 +370,6 @@ impl<'a> Copier<'a> {
         let count = chosen.points.len() as u64;
         for (done, stored) in (0..).zip(&chosen.points) {
             (self.moved, self.planned) = (0, 0);
-            let tell = self.progress;
-            tell(&CopyProgress {
-                point: stored,
-                done,
-                count,
-                moved: ByteCount::new(0),
-                planned: ByteCount::new(0),
-            });
             match self.copy_point(stored, done, count, lease) {
                 Ok(()) => self.report.copied.push(CopiedPoint {
                     id: stored.id,
@@ -413,7 +406,11 @@ impl<'a> Copier<'a> {
             planned: ByteCount::new(planned.max(moved)),
         };
         let tell = self.progress;
-        let report = &|moved, planned| tell(&at(moved, planned));
+        let report = &|moved, planned| match tell(&at(moved, planned)) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        };
+        report(0, 0)?;
         let known_lost = self.count_lost();
         for _ in 0..TRIES {
             self.forget_point();

@@ -5,6 +5,7 @@ use super::super::nodes::slot_of;
 use super::super::tree::{node_offset, offset_of};
 use super::super::{PointDisk, StoredPoint};
 use super::{Copier, Trouble, is_outage};
+use crate::Error;
 use crate::error::sentence;
 use blocks::{BlockIndex, ByteOffset, MAX_DISK_SIZE};
 use seal::{BlockId, FAN_OUT, Node, NodeId, PackKind, Tree};
@@ -17,8 +18,8 @@ const MOST_GATHERED: usize = 1 << 20;
 /// Numbers of entries, by number of the pack here.
 pub(super) type Entries = BTreeMap<u32, Vec<u32>>;
 
-/// Told how many bytes of how many were moved.
-pub(super) type OnBytes<'a> = &'a dyn Fn(u64, u64);
+/// Told how many bytes of how many were moved. An error ends the copy.
+pub(super) type OnBytes<'a> = &'a dyn Fn(u64, u64) -> Result<(), Error>;
 
 /// A bit for each object of this store.
 #[derive(Default)]
@@ -204,7 +205,7 @@ impl Copier<'_> {
     }
 
     /// A node, from here or, where it is damaged here, from there.
-    fn node(&self, id: NodeId, is_there: bool) -> Result<Arc<Node>, crate::Error> {
+    fn node(&self, id: NodeId, is_there: bool) -> Result<Arc<Node>, Error> {
         let here = self.from.read_node(id);
         match (here, self.to) {
             (Err(_), Some(to)) if is_there => to.read_node(id),

@@ -40,7 +40,7 @@ impl Copier<'_> {
             self.moved = self.planned;
             return Ok(());
         };
-        report(self.moved, self.planned);
+        report(self.moved, self.planned)?;
         let (whole, mut parts): (Entries, Entries) =
             wanted.into_iter().partition(|(pack, entries)| self.goes_whole(to, *pack, entries.len()));
         self.send_whole(to, whole, &mut parts, report)?;
@@ -59,10 +59,10 @@ impl Copier<'_> {
         self.verbatim && count * WHOLE_FROM >= record.entries as usize && !to.packs.contains(record.id)
     }
 
-    fn wrote(&mut self, bytes: u64, report: OnBytes<'_>) {
+    fn wrote(&mut self, bytes: u64, report: OnBytes<'_>) -> Result<(), Error> {
         self.moved += bytes;
         self.report.bytes = self.report.bytes.saturating_add(blocks::ByteCount::new(bytes));
-        report(self.moved, self.planned);
+        report(self.moved, self.planned)
     }
 
     /// Moves packs, several at once; those that are damaged become `parts`.
@@ -95,17 +95,21 @@ impl Copier<'_> {
             }
             drop(sender);
             for (pack, entries, outcome) in receiver {
-                match outcome {
+                let ends = match outcome {
                     Whole::Moved(bytes) => {
                         self.report.packs += 1;
-                        self.wrote(bytes, report);
+                        self.wrote(bytes, report).err()
                     }
-                    Whole::Damaged => drop(parts.insert(pack, entries)),
-                    Whole::Stop(error) => {
-                        stop.get_or_insert(error);
-                        // The others end after the packs that they have in hand.
-                        waiting.lock().expect("no panic while it is locked").by_ref().for_each(drop);
+                    Whole::Damaged => {
+                        parts.insert(pack, entries);
+                        None
                     }
+                    Whole::Stop(error) => Some(error),
+                };
+                if let Some(error) = ends {
+                    stop.get_or_insert(error);
+                    // The others end after the packs that they have in hand.
+                    waiting.lock().expect("no panic while it is locked").by_ref().for_each(drop);
                 }
             }
         });
@@ -148,8 +152,8 @@ impl Copier<'_> {
                         self.pace.wait(object.len() as u64);
                         let sealed = Sealed { codec, bytes: &object };
                         mover.push(entry.id, entry.plain_size as usize, sealed)?;
-                        self.wrote(mover.written - written, report);
-                        written = mover.written;
+                        self.wrote(mover.written().get() - written, report)?;
+                        written = mover.written().get();
                     }
                     Err(error) if is_outage(&error) => return Err(Trouble::Stop(error)),
                     Err(error) if error.is_not_found() => self.moved_here = true,
@@ -158,8 +162,7 @@ impl Copier<'_> {
             }
         }
         mover.write()?;
-        self.wrote(mover.written - written, report);
-        Ok(())
+        Ok(self.wrote(mover.written().get() - written, report)?)
     }
 
     /// Sealed bytes of an object, opened and compared with its id.
