@@ -52,6 +52,10 @@ pub(super) enum StoreCommand {
         /// what another machine relies on just then might not be seen.
         #[arg(long)]
         only_here: bool,
+        /// Lists of the object storage may be so old, such as 5s: another machine's newest objects may be missing from them. A
+        /// collection then waits at some places for so long.
+        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = crate::spec::parse_duration)]
+        lists_lag: Duration,
     },
     /// Mend what is damaged, from whatever has it, and save what still opens. Backups and restores go on meanwhile.
     ///
@@ -89,9 +93,15 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
         StoreCommand::Init => init(&path, &report),
         StoreCommand::Info => info(&path, &report),
         StoreCommand::Check => check(&path, &report),
-        StoreCommand::Gc { dry_run, repack_below, grace, only_here } => {
-            let options =
-                GcOptions { sparse_percent: repack_below, grace, dry_run, only_here, ..GcOptions::default() };
+        StoreCommand::Gc { dry_run, repack_below, grace, only_here, lists_lag } => {
+            let options = GcOptions {
+                sparse_percent: repack_below,
+                grace,
+                dry_run,
+                only_here,
+                lists_lag,
+                ..GcOptions::default()
+            };
             gc(&path, &options, &report)
         }
         StoreCommand::Repair(args) => super::repair::repair(&path, &args, &report),

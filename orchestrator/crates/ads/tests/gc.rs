@@ -190,7 +190,14 @@ impl World {
 
 fn options(day: u64) -> GcOptions {
     let now: SystemTime = UNIX_EPOCH + Duration::from_secs(1_800_000_000 + day * DAY * 2);
-    GcOptions { sparse_percent: 60, grace: GRACE, dry_run: false, only_here: false, now }
+    GcOptions {
+        sparse_percent: 60,
+        grace: GRACE,
+        dry_run: false,
+        only_here: false,
+        now,
+        ..GcOptions::default()
+    }
 }
 
 /// One actor's work; an error that his plan does not allow is the end of the test.

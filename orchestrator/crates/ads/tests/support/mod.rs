@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod client;
+pub mod cluster;
 pub mod crash;
 pub mod faults;
+pub mod late;
 pub mod memory;
 pub mod served;
 pub mod servers;

@@ -164,14 +164,14 @@ fn seaweed(program: &PathBuf, dir: &TempDir, ports: &[u16]) -> Command {
     command
 }
 
-fn free_ports() -> Vec<u16> {
+pub fn free_ports() -> Vec<u16> {
     let held: Vec<TcpListener> =
         (0..8).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     held.iter().map(|listener| listener.local_addr().expect("bound").port()).collect()
 }
 
 /// The answer to a request without a body; empty where there is none.
-fn request(port: u16, line: &str) -> String {
+pub fn request(port: u16, line: &str) -> String {
     let ask = || {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -27,6 +27,9 @@ pub struct GcOptions {
     /// Nobody uses the store from another machine. To be said where [`Backend::may_be_stale`](crate::Backend::may_be_stale):
     /// the rule needs to see the leases of all.
     pub only_here: bool,
+    /// How old a list of the backend may be: somebody else's newest objects may be missing from it for so long. The rule
+    /// holds with such lists too, and a collection takes some of these times longer.
+    pub lists_lag: Duration,
     /// What the time is; for tests that cannot wait for a day.
     pub now: SystemTime,
 }
@@ -38,6 +41,7 @@ impl Default for GcOptions {
             grace: Duration::from_secs(24 * 3600),
             dry_run: false,
             only_here: false,
+            lists_lag: Duration::ZERO,
             now: SystemTime::now(),
         }
     }
@@ -161,7 +165,7 @@ impl Store {
             return Err(Error::NotCollected { reason });
         }
         if !options.dry_run {
-            self.sweep(&mut look, own, report)?;
+            self.sweep(&mut look, options, own, report)?;
         }
         self.witness(&look, options, own)?;
         let listed: HashSet<PackId> = look.waiting_lists().flat_map(|(_, list)| list.ids()).collect();
@@ -191,9 +195,15 @@ impl Store {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Look<'_>, Error> {
         let lists = records::condemned(&*self.backend)?;
+        // Only what is in a list can be removed by what is seen now.
+        let lag = if lists.is_empty() { Duration::ZERO } else { options.lists_lag };
+        // So that no lease that a list names is missing while it is there.
+        std::thread::sleep(lag);
         let mut leases = records::leases(&*self.backend)?;
         leases.remove(&own);
         self.bury(&lists, &mut leases, options, report)?;
+        // So that no point is missing whose lease was given back before the leases were listed.
+        std::thread::sleep(lag);
         let found = self.points()?;
         if let Some(damaged) = found.damaged.first() {
             // Nobody knows what it needs.
@@ -249,7 +259,13 @@ impl Store {
     }
 
     /// Removes what stands in ripe lists and is needed by nobody; then the lists.
-    fn sweep(&self, look: &mut Look<'_>, own: Uuid, report: &mut GcReport) -> Result<(), Error> {
+    fn sweep(
+        &self,
+        look: &mut Look<'_>,
+        options: &GcOptions,
+        own: Uuid,
+        report: &mut GcReport,
+    ) -> Result<(), Error> {
         if look.ripe.is_empty() {
             return Ok(());
         }
@@ -282,6 +298,10 @@ impl Store {
                 report.freed = report.freed.saturating_add(ByteCount::new(size.into()));
             }
         }
+        if !victims.is_empty() {
+            // Who does not see the list any more is not to see the packs any more either.
+            std::thread::sleep(options.lists_lag);
+        }
         for id in &look.ripe {
             self.backend.delete(&condemned_key(*id))?;
         }
@@ -297,7 +317,9 @@ impl Store {
                 continue;
             }
             match &list.leases {
-                None => self.write_leases(*id, CondemnedRecord { created: now, ..list.clone() }, own)?,
+                None => {
+                    self.write_leases(*id, CondemnedRecord { created: now, ..list.clone() }, options, own)?;
+                }
                 Some(waited) if list.is_older_than(options.grace, now) => {
                     let still = waited.keys().filter_map(|id| Some((*id, look.leases.get(id)?.1)));
                     let list =
@@ -311,7 +333,15 @@ impl Store {
     }
 
     /// The leases that are there now, after the list was written.
-    fn write_leases(&self, id: Uuid, mut list: CondemnedRecord, own: Uuid) -> Result<(), Error> {
+    fn write_leases(
+        &self,
+        id: Uuid,
+        mut list: CondemnedRecord,
+        options: &GcOptions,
+        own: Uuid,
+    ) -> Result<(), Error> {
+        // Who missed the list because it was too new took his lease before a lag was over, and is seen after another one.
+        std::thread::sleep(options.lists_lag.saturating_mul(2));
         let leases = records::leases(&*self.backend)?;
         let others = leases.into_iter().filter(|(lease, _)| *lease != own);
         list.leases = Some(others.map(|(lease, (_, counter))| (lease, counter)).collect());
@@ -364,7 +394,7 @@ impl Store {
     fn write_list(&self, packs: &[PackId], options: &GcOptions, own: Uuid) -> Result<(), Error> {
         let (id, list) = (Uuid::new_v4(), CondemnedRecord::new(seconds(options.now), packs));
         write(&*self.backend, &condemned_key(id), &list)?;
-        self.write_leases(id, list, own)
+        self.write_leases(id, list, options, own)
     }
 
     fn is_sparse(&self, number: u32, needed: &Needed, percent: u8) -> Result<bool, Error> {

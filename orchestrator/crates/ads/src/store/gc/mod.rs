@@ -30,9 +30,23 @@
 //!   and of two copies of a block in packs that stand alike all of them need the one in the pack with the smaller id. Both
 //!   copies cannot be removed, each for the other's sake.
 //!
-//! All of this needs lists that are current: whoever looks after somebody has written sees it. Local file systems and object
-//! storage give that, network file systems do not from one machine to another, so that a store there is cleaned only by who
-//! says that no other machine uses it.
+//! All of this needs to see what others have written: whoever looks after that sees it. Local file systems give that, and so does
+//! object storage but for lists on some servers; network file systems do not from one machine to another, not even for a single
+//! object, so that a store there is cleaned only by who says that no other machine uses it.
+//!
+//! # Lists that are late
+//!
+//! Where lists, and they alone, may lack what came in the last `lag` ([`GcOptions::lists_lag`]), only the collector waits:
+//!
+//! * Two lags between writing a list and reading the leases that are waited for. Who took a lease before the first was over may
+//!   have missed the list, and is seen after the second; who came later saw the list.
+//! * One before leases are read in the light of earlier lists: who stands in such a list and is there is seen.
+//! * One between reading leases and points: what was committed under a lease that is gone is seen.
+//! * One between removing packs and removing the list that names them: who misses the list sees that the packs are gone.
+//!
+//! For everybody else a late list means work that is done twice, or an answer that comes a little later: packs that are not
+//! seen are shipped again, a point that is not seen is not the base, and one whose packs are not seen yet is missing something
+//! until they are.
 //!
 //! # Who died
 //!
