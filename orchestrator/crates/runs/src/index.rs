@@ -214,7 +214,7 @@ impl Index {
             run.search(lookup, &prefix, &mut |hit| hits.push(hit)).map_err(damaged)?;
             for hit in hits {
                 visit(hit.at);
-                self.inner.near.touch(run, hit.local, hit.at.pack).map_err(damaged)?;
+                self.inner.near.touch(run, hit.local, hit.at).map_err(damaged)?;
             }
         }
         Ok(())

@@ -16,8 +16,8 @@
 //!
 //! What is new lies in a hash table. When that is full it becomes a run: sorted, immutable, with a filter. Four runs of
 //! about the same length become one, so that there are few; large ones in a thread of their own. A question asks the
-//! table, then each run's filter, and reads a page of 4 KiB where a filter says that the object may be there. After the
-//! second hit in a pack its neighbourhood is read, and the next questions read no page.
+//! table, then each run's filter, and reads a page of 4 KiB where a filter says that the object may be there. After two
+//! hits close to each other in a pack its neighbourhood is read, and the next questions read no page.
 //!
 //! # Memory
 //!

@@ -1,19 +1,21 @@
 //! What stands beside objects that were asked for lately.
 //!
 //! Data that is backed up again is met in the order in which it came, so that whoever asks for one object of a pack asks
-//! for the others next. After the second hit in a pack all of its ids are read at once, and questions about them
-//! read no pages any more.
+//! for the others next. After a second hit close to the first all ids of the pack are read at once, and questions about
+//! them read no pages any more.
 
 use crate::run::Run;
 use crate::table::{Slot, Table};
 use crate::{Location, Prefix};
 use std::collections::HashSet;
 use std::sync::RwLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Packs whose first hit is remembered: some for each of the many who ask at once. Few, so that questions in no order,
 /// which come to the same pack again by chance, do not read whole packs.
 const SEEN: usize = 64;
+/// Entries between two hits that count as being in a pack's order.
+const CLOSE: u32 = 32;
 const LOCKED: &str = "no panic while the neighbourhood is locked";
 
 /// Ids of whole packs, in two generations.
@@ -21,8 +23,8 @@ pub(crate) struct Near {
     /// Most objects in one generation.
     half: usize,
     parts: RwLock<Parts>,
-    /// Numbers of packs, plus one.
-    seen: Vec<AtomicU32>,
+    /// Last hits: the pack's number, and above it the entry's, plus one.
+    seen: Vec<AtomicU64>,
 }
 
 struct Parts {
@@ -48,7 +50,7 @@ impl Near {
         Self {
             half: most / 2,
             parts: RwLock::new(Parts { young: Part::new(), old: Part::new() }),
-            seen: (0..SEEN).map(|_| AtomicU32::new(0)).collect(),
+            seen: (0..SEEN).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -64,10 +66,13 @@ impl Near {
         found
     }
 
-    /// An object was found by reading a page: the second time in a pack, all of it is read.
-    pub(crate) fn touch(&self, run: &Run, local: u32, number: u32) -> Result<(), String> {
-        let seen = &self.seen[number as usize % SEEN];
-        if seen.swap(number.wrapping_add(1), Ordering::Relaxed) != number.wrapping_add(1) {
+    /// An object was found by reading a page: the second time at about one place of a pack, all of it is read.
+    pub(crate) fn touch(&self, run: &Run, local: u32, at: Location) -> Result<(), String> {
+        let number = at.pack;
+        let hit = (u64::from(at.entry) + 1) << 32 | u64::from(number);
+        let last = self.seen[number as usize % SEEN].swap(hit, Ordering::Relaxed);
+        let apart = (last >> 32).abs_diff(hit >> 32);
+        if last >> 32 == 0 || last & u64::from(u32::MAX) != u64::from(number) || apart > u64::from(CLOSE) {
             return Ok(());
         }
         {
