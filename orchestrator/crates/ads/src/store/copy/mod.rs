@@ -293,6 +293,8 @@ impl Store {
         let bases: Vec<&StoredPoint> = chosen.bases.iter().collect();
         let lease = to.lease(&format!("copy from {}", self.dir().display()), &bases)?;
         let mut copier = Copier::new(self, Some(to), &chosen, options, progress);
+        // Also what came since it was opened: a pack that is condemned must not be taken for one that was never there.
+        to.refresh()?;
         // Asked after the packs there were listed under the lease: what is not among them was never there.
         copier.verbatim = gc::generation(&*to.backend)?.is_none();
         copier.copy_all(&chosen, Some(&lease));
