@@ -65,3 +65,31 @@ fn what_a_repair_cannot_give_back_the_next_backup_does() {
     lab.abd(&["store", "gc"]).ok();
     lab.abd(&["verify", "--read-data"]).ok();
 }
+
+#[test]
+fn a_store_is_read_in_turns_that_go_on_where_the_last_one_stopped() {
+    let Some(lab) = Lab::quick(&[]) else { return };
+    let vm = lab.vm("web01", &[2 * MIB]);
+    for seed in 1..=4 {
+        lab.write(&vm.vdis[0], 0, &noise(seed, MIB as usize));
+        lab.backup(&[&vm]).ok();
+    }
+    let packs = |part: &Value| part["packs"].as_u64().expect("a count");
+    let mut read = 0;
+    for turn in 0..4 {
+        let output = lab.abd(&["verify", "--rotate", "3"]).ok();
+        let part = &output.answer()["part"];
+        assert_eq!((&part["resumed"], output.answer()["packs"].as_u64()), (&false.into(), Some(packs(part))));
+        assert_eq!(part["all_read_since"].is_null(), turn < 3, "{part}");
+        read += packs(part);
+        assert!(packs(part) > 0 && packs(part) < part["of"].as_u64().expect("a count"), "{part}");
+    }
+    let all = lab.abd(&["verify", "--part", "1/1"]).ok();
+    let of = packs(&all.answer()["part"]);
+    assert!(read > of, "three turns read all, the fourth begins again");
+    let sample = |seed: &str| lab.abd(&["verify", "--sample", "50", "--seed", seed]).ok();
+    let one = sample("7");
+    assert_eq!(one.answer()["part"]["seed"], 7);
+    assert_eq!((packs(&one.answer()["part"]), one.answer()), (of.div_ceil(2), sample("7").answer()));
+    lab.abd(&["verify", "--part", "8/7"]).fails_with(2);
+}

@@ -286,11 +286,29 @@ pub fn show(stored: &StoredPoint, report: &Report) {
     });
 }
 
+/// A part of a store's packs that is read, and all others not.
+pub struct Part<'a> {
+    /// These.
+    pub packs: BTreeSet<seal::PackId>,
+    /// Told of each that was read and in which nothing is wrong, from several threads.
+    pub done: &'a (dyn Fn(seal::PackId) + Sync),
+    /// How they were chosen, for people.
+    pub about: String,
+    /// The same for programs.
+    pub value: serde_json::Value,
+}
+
 /// Checks restore points, all or the named ones, and prints what was found.
 ///
 /// # Errors
 /// [`Kind::Damaged`] where anything is wrong.
-pub fn verify(store: &Store, points: &[String], read_data: bool, report: &Arc<Report>) -> Result<()> {
+pub fn verify(
+    store: &Store,
+    points: &[String],
+    read_data: bool,
+    part: Option<&Part<'_>>,
+    report: &Arc<Report>,
+) -> Result<()> {
     let scope = if points.is_empty() {
         Scope::All
     } else {
@@ -305,9 +323,16 @@ pub fn verify(store: &Store, points: &[String], read_data: bool, report: &Arc<Re
             total: progress.bytes.get(),
         });
     };
-    let found = store.verify(&scope, depth, &progress).map_err(store_error)?;
+    let chosen = |id| part.is_none_or(|part| part.packs.contains(&id));
+    let done = |id| part.iter().for_each(|part| (part.done)(id));
+    let found = store.verify_part(&scope, depth, &chosen, &done, &progress).map_err(store_error)?;
     report.event(&Event::Bytes { what: "verify".into(), done: 1, total: 1 });
-    report.answer(&verify_json(&found), || verify_text(&found, read_data));
+    let mut value = verify_json(&found);
+    value["part"] = part.map_or(serde_json::Value::Null, |part| part.value.clone());
+    report.answer(&value, || {
+        let about = part.map_or(String::new(), |part| format!("\n{}", part.about));
+        verify_text(&found, read_data) + &about
+    });
     if found.is_clean() {
         return Ok(());
     }
@@ -322,6 +347,9 @@ fn verify_json(found: &VerifyReport) -> serde_json::Value {
     json!({
         "clean": found.is_clean(), "points": found.points, "disks": found.disks, "packs": found.packs,
         "blocks": found.blocks, "nodes": found.nodes, "bytes_read": found.bytes_read,
+        "known_bad": found.known_bad.iter().map(|a| json!({
+            "point": a.point, "vm": a.vm, "vdi": a.vdi, "offset": a.offset, "size": a.size,
+        })).collect::<Vec<_>>(),
         "findings": found.findings.iter().map(|finding| json!({
             "message": finding.to_string(),
             "affects": finding.affects.iter().map(|a| json!({
@@ -356,6 +384,13 @@ fn verify_text(found: &VerifyReport, read_data: bool) -> String {
     }
     if found.is_clean() {
         text.push_str("\nnothing is damaged");
+    }
+    if let Some(first) = found.known_bad.first() {
+        let count = found.known_bad.len();
+        text.push_str(&format!(
+            "\nfor your information: zeros stand in {count} places that could not be read when the points were made, the \
+             first is {first}; `abd show` lists them"
+        ));
     }
     text
 }

@@ -188,6 +188,11 @@ impl State {
         self.directory.join("locks")
     }
 
+    /// Where it stands which parts of a store were verified when.
+    pub fn verified_file(&self, store: &str) -> PathBuf {
+        self.directory.join("verified").join(store)
+    }
+
     /// The store that is used where none is named.
     pub fn default_store(&self) -> PathBuf {
         self.directory.join("store")

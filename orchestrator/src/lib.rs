@@ -45,4 +45,5 @@ pub mod spec;
 pub mod summary;
 pub mod template;
 pub mod tracking;
+pub mod verified;
 pub mod window;

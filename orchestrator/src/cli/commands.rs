@@ -2,9 +2,10 @@
 
 use super::{
     Command, Session, doctor, jobs, plan, pools, release, retention, run, serve, stats, store, templates,
+    verify,
 };
 use crate::config::PoolConfig;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::pool::Pool;
 use crate::report::Event;
 use crate::{catalog, reconcile};
@@ -27,16 +28,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
             catalog::show(&store.find_point(&point).map_err(catalog::store_error)?, &session.report);
             Ok(())
         }
-        Command::Verify { points, read_data } => {
-            let (store, report) = (session.store.clone(), session.report.clone());
-            let verify = move || {
-                let (store, _) = catalog::open(&store, false)?;
-                catalog::verify(&store, &points, read_data, &report)
-            };
-            tokio::task::spawn_blocking(verify)
-                .await
-                .map_err(|error| Error::new(Kind::Failed, "the check was stopped").because(error))?
-        }
+        Command::Verify(args) => verify::verify(session, args).await,
         Command::Stats { vm, points } => stats::run(session, vm, points).await,
         Command::Prune(args) => retention::prune(session, *args).await,
         Command::Remove(args) => retention::remove(session, args).await,

@@ -15,6 +15,7 @@ mod serve;
 mod stats;
 mod store;
 mod templates;
+mod verify;
 mod work;
 
 use crate::config::State;
@@ -158,14 +159,13 @@ enum Command {
         point: String,
     },
     /// Check restore points: that everything they need is there, or every byte.
-    #[command(after_help = "Example:\n  abd verify --read-data")]
-    Verify {
-        /// Ids of restore points; all where none is given.
-        points: Vec<String>,
-        /// Open and hash every block instead of checking the structure only.
-        #[arg(long)]
-        read_data: bool,
-    },
+    ///
+    /// A large store can be read in parts: a sample, one of several parts, or in turns of which each reads what was read longest
+    /// ago. That everything is there is checked all the same.
+    #[command(
+        after_help = "Example:\n  abd verify --read-data\n  abd verify --rotate 30\n  abd verify --part 3/7\n  abd verify --sample 5"
+    )]
+    Verify(verify::VerifyArgs),
     /// Make, describe and try the data store.
     #[command(subcommand)]
     Store(StoreCommand),

@@ -264,6 +264,43 @@ fn points_that_are_damaged_and_files_that_are_strange_are_findings() {
 }
 
 #[test]
+fn a_part_reads_its_own_packs_and_tells_which_of_them_are_whole() {
+    let zoo = zoo();
+    let mut ids: Vec<_> = zoo.store.pack_sizes().into_iter().map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    let hurt = zoo.packed.data[0].id;
+    let mut bad = zoo.packed.data[0].bytes.clone();
+    bad[100] ^= 1;
+    fs::write(pack_path(&zoo.path, hurt), bad).unwrap();
+    let part = |chosen: &(dyn Fn(seal::PackId) -> bool + Sync)| {
+        let done = Mutex::new(BTreeSet::new());
+        let tell = |id| assert!(done.lock().unwrap().insert(id), "once");
+        let report = zoo.store.verify_part(&Scope::All, Depth::EveryByte, chosen, &tell, &|_| ()).unwrap();
+        (report, done.into_inner().unwrap())
+    };
+    let (report, done) = part(&|id| id == ids[0] || id == hurt);
+    assert_eq!((report.packs, report.findings.len(), report.disks), (2, 1, 3), "{report:?}");
+    assert_eq!(done, BTreeSet::from([ids[0]]), "what is damaged is not done");
+    let (report, done) = part(&|id| id != hurt);
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!(done, ids.iter().copied().filter(|id| *id != hurt).collect());
+}
+
+#[test]
+fn what_could_not_be_read_from_a_disk_is_told_and_is_no_finding() {
+    let (_dir, store) = store();
+    let tree = store_disk(&store, &disk(1, 3 * 65536)).unwrap();
+    let mut made = point(&store, "worn", WHEN, &[tree]);
+    let range = wire::ByteRange { offset: blocks::ByteOffset::new(512), size: blocks::ByteCount::new(1024) };
+    made.disks[0].bad = wire::BadRanges { bytes: range.size, count: 1, ranges: vec![range] };
+    let id = store.commit_point(&made).unwrap();
+    let report = verify(&store, Depth::Structure);
+    assert!(report.is_clean());
+    let [known] = &report.known_bad[..] else { panic!("{report:?}") };
+    assert_eq!((known.point, known.offset.get(), known.size.get()), (id, 512, 1024));
+}
+
+#[test]
 fn progress_ends_with_everything_done() {
     let zoo = zoo();
     let seen = Mutex::new(Vec::new());

@@ -262,6 +262,12 @@ impl Store {
         }
     }
 
+    /// Every pack whose index could be read, with its size.
+    pub fn pack_sizes(&self) -> Vec<(PackId, ByteCount)> {
+        let records = self.packs.numbers().into_iter().map(|number| self.packs.record(number));
+        records.map(|record| (record.id, ByteCount::new(record.size.into()))).collect()
+    }
+
     /// Files below `packs/` that could not be used when the store was opened.
     pub fn skipped_packs(&self) -> &[SkippedPack] {
         &self.skipped

@@ -142,6 +142,8 @@ pub struct VerifyReport {
     pub bytes_read: ByteCount,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What could not be read from the disks when the points were made, and is zeros in them. The store is not at fault.
+    pub known_bad: Vec<Affected>,
 }
 
 impl VerifyReport {

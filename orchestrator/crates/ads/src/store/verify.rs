@@ -39,6 +39,8 @@ struct Verdicts {
 struct Check<'a> {
     store: &'a Store,
     depth: Depth,
+    chosen: &'a (dyn Fn(PackId) -> bool + Sync),
+    done: &'a (dyn Fn(PackId) + Sync),
     verdicts: Mutex<Verdicts>,
     counts: Mutex<(VerifyReport, VerifyProgress)>,
     /// Nodes below which everything is in order and of full size.
@@ -61,9 +63,27 @@ impl Store {
         depth: Depth,
         progress: &(dyn Fn(VerifyProgress) + Sync),
     ) -> Result<VerifyReport, Error> {
+        self.verify_part(scope, depth, &|_| true, &|_| (), progress)
+    }
+
+    /// [`verify`](Self::verify) that reads only the packs that are `chosen`; trees are gone through all the same. `done` is
+    /// told of each pack in which nothing is wrong, from several threads.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_part(
+        &self,
+        scope: &Scope,
+        depth: Depth,
+        chosen: &(dyn Fn(PackId) -> bool + Sync),
+        done: &(dyn Fn(PackId) + Sync),
+        progress: &(dyn Fn(VerifyProgress) + Sync),
+    ) -> Result<VerifyReport, Error> {
         let check = Check {
             store: self,
             depth,
+            chosen,
+            done,
             verdicts: Mutex::default(),
             counts: Mutex::default(),
             clean: Mutex::default(),
@@ -91,12 +111,14 @@ impl Check<'_> {
             }
         }
         let unreadable = self.load_packs(scope)?;
-        let packs = match scope {
+        let mut packs = match scope {
             Scope::All => self.all_packs(),
             Scope::Points(_) => self.packs_of(&disks),
         };
+        packs.retain(|number| (self.chosen)(self.store.packs.record(*number).id));
         self.count(|report, progress| {
             (report.points, report.disks) = (points.len() as u64, disks.len() as u64);
+            report.known_bad = disks.iter().flat_map(|(point, disk)| known_bad(point, disk)).collect();
             (progress.packs, progress.disks) = (packs.len() as u64, disks.len() as u64);
             let bytes = packs.iter().map(|number| u64::from(self.store.packs.record(*number).size)).sum();
             progress.bytes = ByteCount::new(bytes);
@@ -234,17 +256,25 @@ impl Check<'_> {
         let record = self.store.packs.record(number);
         let path = self.store.backend.place(&pack_key(record.id));
         let outcome = match self.depth {
-            Depth::Structure => check_ends(&*self.store.backend, record.id, record.kind),
+            Depth::Structure => check_ends(&*self.store.backend, record.id, record.kind)
+                .map(|(size, index)| (size, index, true)),
             Depth::EveryByte => self.check_bytes(number, record.id),
         };
-        let outcome = outcome.and_then(|(size, index)| {
+        let outcome = outcome.and_then(|(size, index, whole)| {
             let same = (size, index.kind, index.entries.len())
                 == (record.size, record.kind, record.entries as usize);
-            if same { Ok(()) } else { Err("it is another pack than when the store was opened".to_owned()) }
+            match same {
+                true => Ok(whole),
+                false => Err("it is another pack than when the store was opened".to_owned()),
+            }
         });
-        if let Err(reason) = outcome {
-            let finding = self.find(Damage::Pack { id: record.id, path }, reason);
-            self.verdicts.lock().expect(LOCKED).packs.insert(number, finding);
+        match outcome {
+            Ok(true) => (self.done)(record.id),
+            Ok(false) => {}
+            Err(reason) => {
+                let finding = self.find(Damage::Pack { id: record.id, path }, reason);
+                self.verdicts.lock().expect(LOCKED).packs.insert(number, finding);
+            }
         }
         self.count(|report, progress| {
             report.packs += 1;
@@ -253,9 +283,9 @@ impl Check<'_> {
         });
     }
 
-    /// Hashes a pack and opens every object in it. Damaged objects are findings of their own; the error is
-    /// for the pack as a whole.
-    fn check_bytes(&self, number: u32, id: PackId) -> Result<(u32, PackIndex), String> {
+    /// Hashes a pack and opens every object in it; says whether nothing is wrong with it. Damaged objects are findings of
+    /// their own; the error is for the pack as a whole.
+    fn check_bytes(&self, number: u32, id: PackId) -> Result<(u32, PackIndex, bool), String> {
         let backend = &self.store.backend;
         let bytes = backend.get(&pack_key(id), MAX_PACK_SIZE as u64).map_err(|error| reason_of(&error))?;
         self.count(|report, _| {
@@ -279,7 +309,8 @@ impl Check<'_> {
             let reason = format!("its bytes have the id {found}, although every object in it opens");
             self.find(Damage::Pack { id, path: backend.place(&pack_key(id)) }, reason);
         }
-        Ok((u32::try_from(bytes.len()).map_err(|_| "it is too large")?, index))
+        let size = u32::try_from(bytes.len()).map_err(|_| "it is too large")?;
+        Ok((size, index, found == id && damaged.is_none()))
     }
 
     fn object_damaged(
@@ -312,6 +343,18 @@ impl Check<'_> {
             walk.visit(root, disk.tree.levels(), 0);
         }
     }
+}
+
+/// What of a disk is zeros because it could not be read.
+fn known_bad<'a>(point: &'a StoredPoint, disk: &'a PointDisk) -> impl Iterator<Item = Affected> + use<'a> {
+    disk.bad.ranges.iter().map(|range| Affected {
+        point: point.id,
+        vm: point.point.vm.name.clone(),
+        vdi: disk.vdi.clone(),
+        userdevice: disk.userdevice,
+        offset: range.offset,
+        size: range.size,
+    })
 }
 
 /// Checks the header and the index of a pack, by themselves.
