@@ -94,7 +94,7 @@ impl<'a> Packer<'a> {
             }
             let bytes = &sealed.bytes[block.at];
             let writer = self.writer()?;
-            writer.push(*block.id.as_bytes(), block.plain_size, Sealed { codec: block.codec, bytes });
+            writer.push(*block.id.as_bytes(), block.plain_size, Sealed::clear(block.codec, bytes));
             plain_size += block.plain_size as u64;
             sealed_size += bytes.len() as u64;
         }

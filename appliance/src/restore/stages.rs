@@ -130,7 +130,7 @@ fn open_block(
             reason: format!("{} plain bytes do not fit block {index} of the disk", sealed.plain_size),
         })?;
     let codec = Codec::from_byte(sealed.codec)?;
-    let sealed = Sealed { codec, bytes: sealed.bytes };
+    let sealed = Sealed::clear(codec, sealed.bytes);
     opener.open_block_into(&target.run.key, id, sealed, &mut room[..size])?;
     Ok(size)
 }

@@ -280,7 +280,7 @@ fn pack(kind: PackKind, plains: &[&[u8]]) -> Vec<u8> {
         let sealed = sealer.seal(plain).expect("a block can be sealed");
         writer.push(id, plain.len(), sealed);
     }
-    writer.push([9; 32], 3, Sealed { codec: Codec::Stored, bytes: b"raw" });
+    writer.push([9; 32], 3, Sealed::clear(Codec::Stored, b"raw"));
     let mut bytes = writer.finish().bytes;
     // The salt, which nothing but the pack's name depends on: seeds are the same each time.
     bytes[11..seal::HEADER_SIZE].fill(0);

@@ -1,8 +1,10 @@
 //! Sealing: a block's plain bytes to stored bytes and back.
 
-use crate::{BlockId, Error, IdKey};
+use crate::secret::About;
+use crate::{BlockId, Error, IdKey, Lock};
 use blocks::BLOCK_SIZE;
 use std::fmt;
+use zeroize::Zeroize;
 
 /// zstd level used unless the job says otherwise. Measured by `what_each_level_costs_and_saves` on the 64 KiB blocks of a
 /// 4 GiB file system of programs, libraries, text and media, against level 1: level 3 makes them 3 % smaller and costs
@@ -43,10 +45,19 @@ impl Codec {
 /// Stored bytes of one block, borrowed from the [`Sealer`] or from the plain bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
-    /// How to open them.
+    /// How to open them, once they are decrypted.
     pub codec: Codec,
+    /// How they are encrypted; none where they are not.
+    pub lock: Option<Lock>,
     /// The bytes.
     pub bytes: &'a [u8],
+}
+
+impl<'a> Sealed<'a> {
+    /// Bytes that are not encrypted.
+    pub fn clear(codec: Codec, bytes: &'a [u8]) -> Self {
+        Self { codec, lock: None, bytes }
+    }
 }
 
 /// Compresses blocks. One per thread; its buffers are reused.
@@ -59,10 +70,13 @@ pub struct Sealer {
     compressed: Box<[u8]>,
 }
 
-/// Opens sealed blocks and proves them. One per thread; its buffer is reused.
+/// Opens sealed blocks and proves them. One per thread; its buffers are reused, and wiped where they held what was
+/// encrypted.
 pub struct Opener {
     context: zstd::bulk::Decompressor<'static>,
     plain: Vec<u8>,
+    /// Decrypted, not yet decompressed.
+    decrypted: Vec<u8>,
 }
 
 impl Sealer {
@@ -87,8 +101,8 @@ impl Sealer {
     pub fn seal<'a>(&'a mut self, plain: &'a [u8]) -> Result<Sealed<'a>, Error> {
         let size = compress(&mut self.context, plain, &mut self.compressed)?;
         Ok(match size {
-            Some(size) => Sealed { codec: Codec::Zstd, bytes: &self.compressed[..size] },
-            None => Sealed { codec: Codec::Stored, bytes: plain },
+            Some(size) => Sealed::clear(Codec::Zstd, &self.compressed[..size]),
+            None => Sealed::clear(Codec::Stored, plain),
         })
     }
 
@@ -132,35 +146,27 @@ impl Opener {
         Ok(Self {
             context: zstd::bulk::Decompressor::new().map_err(zstd_error)?,
             plain: Vec::with_capacity(MAX_PLAIN_SIZE),
+            decrypted: Vec::new(),
         })
     }
 
     /// Opens sealed bytes that must have exactly `plain_size` bytes; proves nothing about their content.
     ///
     /// # Errors
-    /// [`Error::Sealed`] if they do not decompress to that size, or the size is over 64 KiB.
+    /// [`Error::Sealed`] if they do not decompress to that size, or the size is over 64 KiB; [`Error::Locked`] if they are
+    /// encrypted: only blocks are, and they are opened with [`open_block`](Self::open_block).
     pub fn open<'a>(&'a mut self, sealed: Sealed<'a>, plain_size: usize) -> Result<&'a [u8], Error> {
-        if plain_size > MAX_PLAIN_SIZE {
-            return Err(Error::Sealed { reason: format!("plain size {plain_size} is over 64 KiB") });
+        if sealed.lock.is_some() {
+            return Err(Error::Locked);
         }
-        let plain = match sealed.codec {
-            Codec::Stored => sealed.bytes,
-            Codec::Zstd => {
-                self.plain.clear();
-                self.context.decompress_to_buffer(sealed.bytes, &mut self.plain).map_err(zstd_error)?;
-                &self.plain
-            }
-        };
-        if plain.len() != plain_size {
-            return Err(Error::Sealed { reason: format!("{} bytes instead of {plain_size}", plain.len()) });
-        }
-        Ok(plain)
+        decompress(&mut self.context, &mut self.plain, sealed, plain_size)
     }
 
     /// Opens sealed bytes and checks that they are the block `id`.
     ///
     /// # Errors
-    /// [`Error::BlockId`] naming both ids, or what [`open`](Self::open) says.
+    /// [`Error::BlockId`] naming both ids, [`Error::Forged`] where the key does not open them, [`Error::Locked`] where there
+    /// is no key, or what [`open`](Self::open) says.
     pub fn open_block<'a>(
         &'a mut self,
         key: &IdKey,
@@ -168,11 +174,9 @@ impl Opener {
         sealed: Sealed<'a>,
         plain_size: usize,
     ) -> Result<&'a [u8], Error> {
-        let plain = self.open(sealed, plain_size)?;
-        let found = key.block_id(plain);
-        if found != id {
-            return Err(Error::BlockId { expected: id, found });
-        }
+        let sealed = decrypt(&mut self.decrypted, key, id, sealed, plain_size)?;
+        let plain = decompress(&mut self.context, &mut self.plain, sealed, plain_size)?;
+        prove(key, id, plain)?;
         Ok(plain)
     }
 
@@ -188,6 +192,7 @@ impl Opener {
         sealed: Sealed<'_>,
         plain: &mut [u8],
     ) -> Result<(), Error> {
+        let sealed = decrypt(&mut self.decrypted, key, id, sealed, plain.len())?;
         match sealed.codec {
             Codec::Zstd if plain.len() <= MAX_PLAIN_SIZE => {
                 let size = self.context.decompress_to_buffer(sealed.bytes, plain).map_err(zstd_error)?;
@@ -196,14 +201,80 @@ impl Opener {
                     return Err(Error::Sealed { reason });
                 }
             }
-            _ => plain.copy_from_slice(self.open(sealed, plain.len())?),
+            _ => {
+                let size = plain.len();
+                plain.copy_from_slice(decompress(&mut self.context, &mut self.plain, sealed, size)?);
+            }
         }
-        let found = key.block_id(plain);
-        if found != id {
-            return Err(Error::BlockId { expected: id, found });
-        }
-        Ok(())
+        prove(key, id, plain)
     }
+}
+
+/// What was decrypted does not outlive its use.
+impl Drop for Opener {
+    fn drop(&mut self) {
+        if !self.decrypted.is_empty() {
+            self.decrypted.zeroize();
+            self.plain.zeroize();
+        }
+    }
+}
+
+/// What is encrypted in the clear, in `room`; anything else as it is.
+fn decrypt<'a>(
+    room: &'a mut Vec<u8>,
+    key: &IdKey,
+    id: BlockId,
+    sealed: Sealed<'a>,
+    plain_size: usize,
+) -> Result<Sealed<'a>, Error> {
+    let Some(lock) = sealed.lock else { return Ok(sealed) };
+    let master = key.master().ok_or(Error::Locked)?;
+    if sealed.bytes.len() > SEAL_ROOM {
+        let reason = format!("{} bytes are more than a block is sealed to", sealed.bytes.len());
+        return Err(Error::Sealed { reason });
+    }
+    let plain_size = u32::try_from(plain_size)
+        .map_err(|_| Error::Sealed { reason: format!("plain size {plain_size} is over 64 KiB") })?;
+    room.clear();
+    room.extend_from_slice(sealed.bytes);
+    let about = About::new(id.as_bytes(), plain_size, sealed.codec);
+    let bytes = master.open(lock, &about, room)?;
+    Ok(Sealed::clear(sealed.codec, bytes))
+}
+
+fn decompress<'a>(
+    context: &mut zstd::bulk::Decompressor<'static>,
+    room: &'a mut Vec<u8>,
+    sealed: Sealed<'a>,
+    plain_size: usize,
+) -> Result<&'a [u8], Error> {
+    if plain_size > MAX_PLAIN_SIZE {
+        return Err(Error::Sealed { reason: format!("plain size {plain_size} is over 64 KiB") });
+    }
+    let plain = match sealed.codec {
+        Codec::Stored => sealed.bytes,
+        Codec::Zstd => {
+            room.clear();
+            context.decompress_to_buffer(sealed.bytes, room).map_err(zstd_error)?;
+            room
+        }
+    };
+    if plain.len() != plain_size {
+        return Err(Error::Sealed { reason: format!("{} bytes instead of {plain_size}", plain.len()) });
+    }
+    Ok(plain)
+}
+
+fn prove(key: &IdKey, id: BlockId, plain: &[u8]) -> Result<(), Error> {
+    if key.is_locked() {
+        return Err(Error::Locked);
+    }
+    let found = key.block_id(plain);
+    if found != id {
+        return Err(Error::BlockId { expected: id, found });
+    }
+    Ok(())
 }
 
 /// Whether every byte is zero. Folds 512 bytes at a time, which the compiler turns into wide compares.
@@ -255,12 +326,12 @@ mod tests {
         for byte in 0..good.len() {
             let mut bad = good.clone();
             bad[byte] ^= 1;
-            let result = opener.open_block(&key, id, Sealed { codec: Codec::Zstd, bytes: &bad }, 65536);
+            let result = opener.open_block(&key, id, Sealed::clear(Codec::Zstd, &bad), 65536);
             if let Ok(opened) = result {
                 assert_eq!(opened, plain, "a flip that zstd ignores must not change the block");
             }
         }
-        let stored = Sealed { codec: Codec::Stored, bytes: &[6; 65536] };
+        let stored = Sealed::clear(Codec::Stored, &[6; 65536]);
         let error = opener.open_block(&key, id, stored, 65536).expect_err("other bytes");
         assert!(matches!(error, Error::BlockId { expected, .. } if expected == id));
     }
@@ -293,7 +364,7 @@ mod tests {
         let mut opener = Opener::new().expect("opener");
         let mut open = |codec, bytes: &[u8], size: usize| {
             let mut room = vec![9; size];
-            opener.open_block_into(&key, id, Sealed { codec, bytes }, &mut room).map(|()| room)
+            opener.open_block_into(&key, id, Sealed::clear(codec, bytes), &mut room).map(|()| room)
         };
         assert_eq!(open(Codec::Zstd, &zstd, plain.len()), Ok(plain.clone()));
         assert_eq!(open(Codec::Stored, &plain, plain.len()), Ok(plain.clone()));
@@ -353,7 +424,7 @@ mod tests {
                 let sealed: Vec<_> = blocks.iter().zip(rooms).map(seal).collect();
                 let sealed_at = cpu();
                 for ((codec, size), room) in sealed.iter().zip(room.chunks(SEAL_ROOM)) {
-                    let sealed = Sealed { codec: *codec, bytes: &room[..*size] };
+                    let sealed = Sealed::clear(*codec, &room[..*size]);
                     opener.open(sealed, 65536).expect("open");
                 }
                 opening[at] += cpu() - sealed_at;
@@ -386,7 +457,7 @@ mod tests {
         #[test]
         fn random_bytes_never_open_to_more_than_a_block(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 0usize..100_000) {
             let mut opener = Opener::new().expect("opener");
-            let _ = opener.open(Sealed { codec: Codec::Zstd, bytes: &bytes }, size);
+            let _ = opener.open(Sealed::clear(Codec::Zstd, &bytes), size);
         }
     }
 }

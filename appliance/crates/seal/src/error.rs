@@ -55,4 +55,19 @@ pub enum Error {
         /// Size found.
         found: usize,
     },
+    /// A cipher number that this version does not know.
+    #[error("cipher {code} is not known to this version; a newer one may read it")]
+    Cipher {
+        /// The number found.
+        code: u8,
+    },
+    /// Encrypted bytes, and no key to open them with.
+    #[error("it is encrypted, and the store's key is not at hand")]
+    Locked,
+    /// Encrypted bytes that the key does not open: damaged, or moved to another block's place.
+    #[error("it does not open with the store's key: its bytes are damaged, or another block's")]
+    Forged,
+    /// The system gave no random bytes.
+    #[error("the system has no randomness")]
+    NoRandomness,
 }

@@ -3,9 +3,11 @@
 //! The kinds have keys of their own so that a block whose content looks like a tree node can never be taken
 //! for one, whatever a guest writes to its disk.
 
+use crate::MasterKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use zeroize::Zeroizing;
 
 /// Key derivation contexts. They are part of the format and never change.
 const BLOCK_CONTEXT: &str = "abd 2026-11 block id";
@@ -16,26 +18,57 @@ const TREE_CONTEXT: &str = "abd 2026-11 tree id";
 const ID_SIZE: usize = 32;
 
 /// The store's id key: who does not have it cannot tell from an id what a block holds.
+///
+/// In an encrypted store the ids of nodes and trees come from the id key, which everybody has who has the store, and those
+/// of blocks from the master key. Who has no master key can check all of a tree but its blocks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IdKey {
-    block: [u8; 32],
+    /// None where the store is encrypted and locked.
+    block: Option<Zeroizing<[u8; 32]>>,
     node: [u8; 32],
     tree: [u8; 32],
+    master: Option<MasterKey>,
 }
 
 impl IdKey {
-    /// Derives the keys of each kind from the store's 32 secret bytes.
+    /// Derives the keys of each kind from the 32 bytes of a store that is not encrypted.
     pub fn new(secret: &[u8; 32]) -> Self {
+        let block = Some(Zeroizing::new(blake3::derive_key(BLOCK_CONTEXT, secret)));
+        Self { block, ..Self::locked(secret) }
+    }
+
+    /// The keys of an encrypted store.
+    pub fn encrypted(secret: &[u8; 32], master: MasterKey) -> Self {
+        Self { block: Some(master.block_id_key()), master: Some(master), ..Self::locked(secret) }
+    }
+
+    /// What is known of the keys of an encrypted store without its master key.
+    pub fn locked(secret: &[u8; 32]) -> Self {
         Self {
-            block: blake3::derive_key(BLOCK_CONTEXT, secret),
+            block: None,
             node: blake3::derive_key(NODE_CONTEXT, secret),
             tree: blake3::derive_key(TREE_CONTEXT, secret),
+            master: None,
         }
     }
 
+    /// Whether blocks can be named, and so proven.
+    pub fn is_locked(&self) -> bool {
+        self.block.is_none()
+    }
+
+    /// The key that blocks are encrypted with; none of a store that is not encrypted, or locked.
+    pub fn master(&self) -> Option<&MasterKey> {
+        self.master.as_ref()
+    }
+
     /// Id of a block's plain bytes.
+    ///
+    /// # Panics
+    /// Where it [is locked](Self::is_locked). What is read is proven with [`Opener`](crate::Opener), which never panics.
     pub fn block_id(&self, plain: &[u8]) -> BlockId {
-        BlockId(*blake3::keyed_hash(&self.block, plain).as_bytes())
+        let key = self.block.as_deref().expect("who makes blocks has the key");
+        BlockId(*blake3::keyed_hash(key, plain).as_bytes())
     }
 
     /// Id of a tree node's bytes.
@@ -178,6 +211,26 @@ mod tests {
         assert_ne!(key.block_id(&bytes).as_bytes(), key.node_id(&bytes).as_bytes());
         assert_ne!(IdKey::new(&[8; 32]).block_id(&bytes), key.block_id(&bytes));
         assert_ne!(key.tree_id(1, None), key.tree_id(2, None));
+    }
+
+    #[test]
+    fn blocks_of_an_encrypted_store_are_named_with_its_secret_and_the_rest_is_not() {
+        let (public, master) = ([7; 32], MasterKey::new([8; 32]));
+        let (clear, locked) = (IdKey::new(&public), IdKey::locked(&public));
+        let open = IdKey::encrypted(&public, master.clone());
+        assert!(locked.is_locked() && !open.is_locked() && !clear.is_locked());
+        assert_eq!(
+            (open.node_id(b"n"), open.tree_id(1, None)),
+            (locked.node_id(b"n"), locked.tree_id(1, None))
+        );
+        assert_eq!(
+            (open.node_id(b"n"), open.tree_id(1, None)),
+            (clear.node_id(b"n"), clear.tree_id(1, None))
+        );
+        assert_ne!(open.block_id(b"b"), clear.block_id(b"b"));
+        assert_ne!(open.block_id(b"b"), IdKey::encrypted(&public, MasterKey::new([9; 32])).block_id(b"b"));
+        assert_eq!(open.block_id(b"b"), IdKey::encrypted(&[1; 32], master).block_id(b"b"));
+        assert_eq!(format!("{open:?}"), "IdKey(..)");
     }
 
     /// Pins the derivation: these values were computed with Python's `blake3` package.

@@ -324,13 +324,13 @@ async fn bad_packs_are_refused_and_leave_nothing() {
 
     let mut lying = PackWriter::new(PackKind::Data, 1000);
     let id = *bench.store.id_key().block_id(b"what it says").as_bytes();
-    lying.push(id, 15, Sealed { codec: seal::Codec::Stored, bytes: b"what it is not." });
+    lying.push(id, 15, Sealed::clear(seal::Codec::Stored, b"what it is not."));
     let mut zeros = PackWriter::new(PackKind::Data, 1000);
     let id = *bench.store.id_key().block_id(&[0; 512]).as_bytes();
-    zeros.push(id, 512, Sealed { codec: seal::Codec::Stored, bytes: &[0; 512] });
+    zeros.push(id, 512, Sealed::clear(seal::Codec::Stored, &[0; 512]));
     let mut block_as_node = PackWriter::new(PackKind::Tree, 1000);
     let id = *bench.store.id_key().node_id(b"short").as_bytes();
-    block_as_node.push(id, 5, Sealed { codec: seal::Codec::Stored, bytes: b"short" });
+    block_as_node.push(id, 5, Sealed::clear(seal::Codec::Stored, b"short"));
     let cut = good.bytes[..good.bytes.len() - 1].to_vec();
     let truncated = seal::Pack { id: seal::PackId::of(&cut), bytes: cut };
     let misnamed = seal::Pack { id: seal::PackId::of(b"other"), bytes: good.bytes.clone() };

@@ -507,8 +507,8 @@ impl Packs {
         file.read_exact_at(&mut bytes, offset as u64).map_err(|error| self.read_error(record.id, error))?;
         let mut entries: Vec<Entry> = Vec::with_capacity(count);
         for (bytes, at) in bytes.as_chunks().0.iter().zip(first..) {
-            let entry =
-                Entry::from_bytes(bytes).map_err(|source| Error::Damaged { pack: record.id, source })?;
+            let entry = Entry::from_bytes(bytes, at, None)
+                .map_err(|source| Error::Damaged { pack: record.id, source })?;
             let end = u64::from(entry.offset) + u64::from(entry.sealed_size);
             let fits = entry.offset as usize >= HEADER_SIZE && end <= index_offset as u64;
             let follows = entries.last().is_none_or(|last| last.offset + last.sealed_size == entry.offset);
@@ -561,7 +561,7 @@ impl StoredObject {
     }
 
     fn sealed(&self) -> Sealed<'_> {
-        Sealed { codec: self.codec, bytes: &self.bytes }
+        Sealed::clear(self.codec, &self.bytes)
     }
 }
 

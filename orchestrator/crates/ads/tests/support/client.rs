@@ -170,7 +170,7 @@ impl Abd {
             let answer: BlocksAnswer<'_> = decode(&message).unwrap();
             for ((block, id), sealed) in batch.iter().zip(answer.blocks) {
                 let codec = Codec::from_byte(sealed.codec).unwrap();
-                let sealed_bytes = Sealed { codec, bytes: sealed.bytes };
+                let sealed_bytes = Sealed::clear(codec, sealed.bytes);
                 let plain = opener.open_block(&key, *id, sealed_bytes, sealed.plain_size as usize).unwrap();
                 let at = block.to_offset().unwrap().get() as usize;
                 bytes[at..at + plain.len()].copy_from_slice(plain);
