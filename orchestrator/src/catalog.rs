@@ -70,6 +70,16 @@ pub fn store_error(error: ads::Error) -> Error {
             ),
         ),
         ErrorKind::Exists | ErrorKind::Refused => (Kind::Store, None),
+        ErrorKind::Locked => (
+            Kind::Auth,
+            Some(
+                "name its passphrase with --store-passphrase-file or ABD_STORE_PASSPHRASE, an identity of age with --store-identity, or its recovery kit with --recovery-kit",
+            ),
+        ),
+        ErrorKind::WrongKey => (
+            Kind::Auth,
+            Some("`abd store key list` says what opens it; a recovery kit always does, with --recovery-kit"),
+        ),
     };
     let wrapped = Error::new(kind, error.to_string());
     let wrapped = match std::error::Error::source(&error).map(ToString::to_string) {

@@ -3,7 +3,7 @@
 use super::stages::{Around, SealedBlocks};
 use crate::worker::{Error, Meter, PendingPack, Queue, Run};
 use blocks::ByteCount;
-use seal::{PackKind, PackWriter, Sealed};
+use seal::{Cipher, PackKind, PackWriter, Sealed};
 use std::collections::VecDeque;
 use std::sync::mpsc::SyncSender;
 use wire::Stage;
@@ -117,18 +117,18 @@ impl<'a> Packer<'a> {
                 self.allocated += 1;
                 Vec::new()
             });
-            self.writer = Some(self.fresh_writer(memory));
+            self.writer = Some(self.fresh_writer(memory)?);
         }
         Ok(self.writer.as_mut().expect("made above"))
     }
 
-    fn fresh_writer(&self, memory: Vec<u8>) -> PackWriter {
+    fn fresh_writer(&self, memory: Vec<u8>) -> Result<PackWriter, Error> {
         let size = self.run.budget.pack_size;
-        if memory.capacity() < size {
-            PackWriter::new(PackKind::Data, size)
-        } else {
-            PackWriter::reusing(PackKind::Data, memory)
-        }
+        let memory = if memory.capacity() < size { Vec::with_capacity(size) } else { memory };
+        Ok(match self.run.key.master() {
+            None => PackWriter::reusing(PackKind::Data, memory),
+            Some(master) => PackWriter::sealing(master.pack_seal(Cipher::fastest())?, memory),
+        })
     }
 
     /// Ends the pack being filled and sends it.

@@ -3,7 +3,7 @@
 use super::writer::{Load, Piece};
 use crate::worker::{Error, Feed, Meter, Pending, Queue, Reorder, Run};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ByteOffset};
-use seal::{BlockId, Codec, Opener, Sealed};
+use seal::{BlockId, Opener};
 use std::sync::Mutex;
 use wire::{BlocksAnswer, PATH_BLOCKS, SealedBlock};
 
@@ -129,9 +129,7 @@ fn open_block(
         size.filter(|size| *size == sealed.plain_size as usize).ok_or_else(|| seal::Error::Sealed {
             reason: format!("{} plain bytes do not fit block {index} of the disk", sealed.plain_size),
         })?;
-    let codec = Codec::from_byte(sealed.codec)?;
-    let sealed = Sealed::clear(codec, sealed.bytes);
-    opener.open_block_into(&target.run.key, id, sealed, &mut room[..size])?;
+    opener.open_block_into(&target.run.key, id, sealed.sealed()?, &mut room[..size])?;
     Ok(size)
 }
 

@@ -7,7 +7,6 @@ use super::{Budget, Error, Identity, Link, Outside, diagnose, order};
 use crate::platform::State;
 use crate::{backup, chain, restore};
 use blocks::ByteCount;
-use seal::IdKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -124,8 +123,8 @@ impl Conductor {
             Work::Diagnose { .. } => (0, 0),
         };
         let budget = Budget::new(available, processors, pack_size);
-        let key = IdKey::new(&order.id_key.0);
-        let run = Run::new(self.link.clone(), self.outside.clone(), key, budget, self.has_ring, disks);
+        let run =
+            Run::new(self.link.clone(), self.outside.clone(), order.keys(), budget, self.has_ring, disks);
         let outcome = order::check(&order, &self.job).and_then(|()| self.work(&order, &run));
         self.say_goodbye(outcome, &run)
     }

@@ -98,7 +98,14 @@ mod tests {
             })
             .collect();
         let work = Work::Restore { disks };
-        Order { job: "a".into(), id_key: IdKeyBytes([0; 32]), watchdog_s: 90, progress_ms: 500, work }
+        Order {
+            job: "a".into(),
+            id_key: IdKeyBytes([0; 32]),
+            master_key: None,
+            watchdog_s: 90,
+            progress_ms: 500,
+            work,
+        }
     }
 
     #[test]

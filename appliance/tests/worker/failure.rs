@@ -238,6 +238,7 @@ fn a_refused_question_ends_a_job_that_waits_for_its_last_packs() {
     let order = Order {
         job: "a".into(),
         id_key: IdKeyBytes([1; 32]),
+        master_key: None,
         watchdog_s: 60,
         progress_ms: 10_000,
         work: one_disk(&path),

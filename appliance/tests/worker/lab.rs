@@ -3,7 +3,10 @@
 use abd_appliance::platform::memory::{self, Memory};
 use abd_appliance::platform::{Disk, State, devices};
 use abd_appliance::worker::{Assignment, DEFAULT_WATCHDOG, Error, Identity, Outside, perform};
-use ads::{FileOps, JobEvent, JobGrant, JobHandle, LocalFiles, Service, Store};
+use ads::{
+    FileOps, JobEvent, JobGrant, JobHandle, KdfCost, LocalBackend, LocalFiles, NewAccess, Passphrase,
+    Service, Store,
+};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount, ChangedBlocks};
 use std::collections::HashMap;
 use std::fs::File;
@@ -89,7 +92,23 @@ impl Lab {
     /// With a store that writes by other operations.
     pub(crate) fn over(files: Arc<dyn FileOps>) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Arc::new(Store::init_with(&dir.path().join("store"), files).expect("store"));
+        let store = Store::init_with(&dir.path().join("store"), files).expect("store");
+        Self::around(dir, store)
+    }
+
+    /// With an encrypted store.
+    pub(crate) fn encrypted() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let passphrase = Passphrase::new("a passphrase for tests".into());
+        let cost = KdfCost { memory_kib: 8, passes: 1, lanes: 1 };
+        let backend = Arc::new(LocalBackend::new(&dir.path().join("store")));
+        let new = [NewAccess::Passphrase { passphrase, cost }];
+        let store = Store::init_encrypted_on(backend, &new).expect("store");
+        Self::around(dir, store)
+    }
+
+    fn around(dir: tempfile::TempDir, store: Store) -> Self {
+        let store = Arc::new(store);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -131,8 +150,9 @@ impl Lab {
         let number = self.next_job.fetch_add(1, Ordering::Relaxed);
         let job = format!("00000000-0000-4000-8000-{number:012}");
         let id_key = self.store.id_key_bytes();
+        let master_key = self.store.master_key_bytes().expect("not locked");
         let progress_ms = self.progress_ms;
-        let order = Order { job: job.clone(), id_key, watchdog_s: WATCHDOG_S, progress_ms, work };
+        let order = Order { job: job.clone(), id_key, master_key, watchdog_s: WATCHDOG_S, progress_ms, work };
         let _guard = self.runtime.enter();
         let handle = self.service.open_job(JobGrant { job: job.clone(), order, bitmaps })?;
         Ok((job, handle))

@@ -183,6 +183,7 @@ impl Job<'_> {
         let order = Order {
             job: self.id.clone(),
             id_key: self.run.store.id_key_bytes(),
+            master_key: self.run.store.master_key_bytes().map_err(crate::catalog::store_error)?,
             watchdog_s: self.watchdog_s(),
             progress_ms: PROGRESS_MS,
             work,

@@ -292,7 +292,14 @@ fn ended(heard: (Option<Tree>, Option<JobDone>)) -> Result<Ended, Error> {
 
 fn order(store: &Store, job: &str, work: Work) -> Order {
     let id_key = store.id_key_bytes();
-    Order { job: job.to_owned(), id_key, watchdog_s: WATCHDOG_S, progress_ms: PROGRESS_MS, work }
+    Order {
+        job: job.to_owned(),
+        id_key,
+        master_key: None,
+        watchdog_s: WATCHDOG_S,
+        progress_ms: PROGRESS_MS,
+        work,
+    }
 }
 
 fn job_name(number: usize) -> String {

@@ -151,7 +151,7 @@ pub(crate) fn worker_frames() -> Vec<Vec<u8>> {
 
 fn order(work: Work) -> Vec<u8> {
     let id_key = IdKeyBytes([3; 32]);
-    wire::encode(&Order { job: JOB.into(), id_key, watchdog_s: 90, progress_ms: 500, work })
+    wire::encode(&Order { job: JOB.into(), id_key, master_key: None, watchdog_s: 90, progress_ms: 500, work })
 }
 
 pub(crate) fn orders() -> Vec<Vec<u8>> {
@@ -243,8 +243,8 @@ pub(crate) fn store_answers() -> Vec<Vec<u8>> {
     let plain = [b'x'; 4096];
     let sealed = sealer.seal(&plain).expect("a block can be sealed").bytes.to_vec();
     let blocks = vec![
-        SealedBlock { codec: Codec::Zstd as u8, plain_size: 4096, bytes: &sealed },
-        SealedBlock { codec: Codec::Stored as u8, plain_size: 3, bytes: b"abc" },
+        SealedBlock { codec: Codec::Zstd as u8, lock: None, plain_size: 4096, bytes: &sealed },
+        SealedBlock { codec: Codec::Stored as u8, lock: None, plain_size: 3, bytes: b"abc" },
     ];
     let spent = Spent { work: Duration::from_micros(1500), ..Spent::default() };
     vec![

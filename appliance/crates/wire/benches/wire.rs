@@ -11,7 +11,8 @@ const SEALED: usize = 32 << 10;
 fn messages(criterion: &mut Criterion) {
     let ids = (0..MAX_KNOWN_IDS).map(|number| BlockId::from_bytes([number.to_le_bytes()[0]; 32])).collect();
     let question = KnownQuestion { ids };
-    let blocks = vec![SealedBlock { codec: 1, plain_size: 65_536, bytes: &[0x5a; SEALED] }; MAX_BLOCKS];
+    let blocks =
+        vec![SealedBlock { codec: 1, lock: None, plain_size: 65_536, bytes: &[0x5a; SEALED] }; MAX_BLOCKS];
     let answer = BlocksAnswer { blocks };
     let (question_bytes, answer_bytes) = (wire::encode(&question), wire::encode(&answer));
     let mut group = criterion.benchmark_group("wire");

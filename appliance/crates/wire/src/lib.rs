@@ -31,7 +31,7 @@ const QUESTION_SIZE: usize = 4 << 10;
 
 /// Version of everything in this crate. Both sides are shipped together; a difference means that the
 /// template in the pool does not belong to the orchestrator, and is refused with that sentence.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Largest message body that either side reads: a batch of sealed blocks.
 pub const MAX_MESSAGE_SIZE: usize = 8 << 20;

@@ -2,7 +2,7 @@
 
 use crate::account::PassAccount;
 use blocks::{BadRanges, BlockIndex, ByteCount};
-use seal::{BlockId, NodeId, Tree, TreeId};
+use seal::{BlockId, Cipher, Codec, KEY_SALT_SIZE, Lock, NodeId, Sealed, Tree, TreeId};
 use serde::{Deserialize, Serialize};
 
 /// `POST`, [`Claim`] to [`crate::Order`]: the first call. Repeating it gives the same order to the same key.
@@ -124,11 +124,44 @@ pub struct BlocksAnswer<'a> {
 pub struct SealedBlock<'a> {
     /// [`seal::Codec`] as a byte.
     pub codec: u8,
+    /// How it is encrypted; none where it is not.
+    pub lock: Option<BlockLock>,
     /// Bytes after opening.
     pub plain_size: u32,
     /// The stored bytes.
     #[serde(borrow, with = "serde_bytes")]
     pub bytes: &'a [u8],
+}
+
+/// How a block is encrypted: all that its key and nonce are made of, but for the store's master key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockLock {
+    /// [`seal::Cipher`] as a byte.
+    pub cipher: u8,
+    /// The salt of its pack's key.
+    pub salt: [u8; KEY_SALT_SIZE],
+    /// The number of its nonce.
+    pub counter: u32,
+}
+
+impl From<Lock> for BlockLock {
+    fn from(Lock { cipher, salt, counter }: Lock) -> Self {
+        Self { cipher: cipher as u8, salt, counter }
+    }
+}
+
+impl SealedBlock<'_> {
+    /// What opens it.
+    ///
+    /// # Errors
+    /// What `seal` says of a codec or a cipher that it does not know.
+    pub fn sealed(&self) -> Result<Sealed<'_>, seal::Error> {
+        let codec = Codec::from_byte(self.codec)?;
+        let lock = self.lock.map(|BlockLock { cipher, salt, counter }| {
+            Ok(Lock { cipher: Cipher::from_byte(cipher)?, salt, counter })
+        });
+        Ok(Sealed { codec, lock: lock.transpose()?, bytes: self.bytes })
+    }
 }
 
 /// A pack was taken in.

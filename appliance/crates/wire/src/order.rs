@@ -1,8 +1,9 @@
 //! The order: everything that an ABD needs to know, sent once, inside TLS.
 
 use blocks::{Audit, BLOCK_SIZE, ByteCount};
-use seal::{NodeId, Tree};
+use seal::{IdKey, MasterKey, NodeId, Tree};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 /// Most disks in one order: XAPI has positions for 254, an HVM guest is sure to see 250 of them.
 pub const MAX_DISKS: usize = 250;
@@ -17,6 +18,8 @@ pub struct Order {
     pub job: String,
     /// The store's id key.
     pub id_key: IdKeyBytes,
+    /// The master key of an encrypted store.
+    pub master_key: Option<MasterKeyBytes>,
     /// The ABD powers itself off after this many seconds without progress or without an answer.
     pub watchdog_s: u16,
     /// Progress is reported this often.
@@ -32,6 +35,32 @@ pub struct IdKeyBytes(pub [u8; 32]);
 impl std::fmt::Debug for IdKeyBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("IdKeyBytes(..)")
+    }
+}
+
+/// 32 bytes that open all of a store. Not shown in logs, and wiped from memory when they are dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterKeyBytes(pub [u8; 32]);
+
+impl std::fmt::Debug for MasterKeyBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MasterKeyBytes(..)")
+    }
+}
+
+impl Drop for MasterKeyBytes {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl Order {
+    /// The keys that the order carries.
+    pub fn keys(&self) -> IdKey {
+        match &self.master_key {
+            None => IdKey::new(&self.id_key.0),
+            Some(master) => IdKey::encrypted(&self.id_key.0, MasterKey::new(master.0)),
+        }
     }
 }
 

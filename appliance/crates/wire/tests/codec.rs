@@ -11,7 +11,7 @@ use wire::*;
 #[test]
 fn golden_claim() {
     let claim = Claim {
-        protocol: 4,
+        protocol: 5,
         job: "j".into(),
         agent: "0.1".into(),
         boot_ms: 300,
@@ -19,7 +19,7 @@ fn golden_claim() {
         memory: ByteCount::new(128 << 20),
         engine: "io_uring".into(),
     };
-    let expected = b"\x04\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
+    let expected = b"\x05\x01j\x030.1\xac\x02\x01\x80\x80\x80\x40\x08io_uring";
     assert_eq!(encode(&claim), expected);
     assert_eq!(decode::<Claim>(expected), Ok(claim));
 }
@@ -36,6 +36,7 @@ fn golden_order() {
     let order = Order {
         job: "j".into(),
         id_key: IdKeyBytes([9; 32]),
+        master_key: Some(MasterKeyBytes([8; 32])),
         watchdog_s: 90,
         progress_ms: 1000,
         work: Work::Backup {
@@ -56,6 +57,8 @@ fn golden_order() {
     };
     let mut expected = b"\x01j".to_vec();
     expected.extend([9; 32]);
+    expected.push(1);
+    expected.extend([8; 32]);
     expected.extend(b"\x5a\xe8\x07\x00\x01\x80\x80\x80\x08");
     expected.extend(b"\x01\x80\x80\x40\x01\xac\x02\x80\x80\x04\x01\x01\x04\x81\x80\x04\x03\x80\x04\x01");
     expected.extend([7; 32]);
@@ -187,6 +190,24 @@ fn an_audit_needs_a_bitmap_and_is_of_at_most_everything() {
 }
 
 #[test]
+fn golden_blocks() {
+    let lock = BlockLock { cipher: 2, salt: [9; 32], counter: 300 };
+    let clear = SealedBlock { codec: 1, lock: None, plain_size: 65536, bytes: b"zz" };
+    let encrypted = SealedBlock { codec: 0, lock: Some(lock), plain_size: 3, bytes: b"abc" };
+    let mut expected = b"\x02\x01\x00\x80\x80\x04\x02zz\x00\x01\x02".to_vec();
+    expected.extend([9; 32]);
+    expected.extend(b"\xac\x02\x03\x03abc");
+    let answer = BlocksAnswer { blocks: vec![clear, encrypted] };
+    assert_eq!(encode(&answer), expected);
+    assert_eq!(decode::<BlocksAnswer<'_>>(&expected), Ok(answer));
+    let sealed = encrypted.sealed().expect("both are known");
+    let expected = seal::Lock { cipher: seal::Cipher::ChaCha20Poly1305, salt: [9; 32], counter: 300 };
+    assert_eq!((sealed.lock, sealed.bytes), (Some(expected), &b"abc"[..]));
+    let later = SealedBlock { lock: Some(BlockLock { cipher: 3, ..lock }), ..encrypted };
+    assert_eq!(later.sealed().map(|sealed| sealed.bytes), Err(seal::Error::Cipher { code: 3 }));
+}
+
+#[test]
 fn bytes_too_many_are_refused() {
     let error = decode::<BitmapQuestion>(&[0, 0]).expect_err("one byte is enough");
     assert!(error.to_string().contains("1 bytes too many"), "{error}");
@@ -195,6 +216,7 @@ fn bytes_too_many_are_refused() {
 #[test]
 fn keys_in_an_order_are_not_shown() {
     assert_eq!(format!("{:?}", IdKeyBytes([3; 32])), "IdKeyBytes(..)");
+    assert_eq!(format!("{:?}", MasterKeyBytes([3; 32])), "MasterKeyBytes(..)");
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub enum ErrorKind {
     Io,
     /// The object storage said no, or cannot be reached: check its address, its bucket and the credentials.
     Remote,
+    /// The store is encrypted: say what opens it.
+    Locked,
+    /// That does not open it.
+    WrongKey,
 }
 
 /// Every error of this crate. [`kind`](Error::kind) says what to do about it.
@@ -359,6 +363,34 @@ pub enum Error {
         /// Name or uuid.
         vm: String,
     },
+    /// An encrypted store, and no key.
+    #[error("store {} is encrypted, and its key is not at hand", dir.display())]
+    KeyNeeded {
+        /// The store.
+        dir: PathBuf,
+    },
+    /// What was given does not open the store.
+    #[error("store {} stays locked: {reason}", dir.display())]
+    WrongKey {
+        /// The store.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A key slot that cannot be made or removed, or something that is no key.
+    #[error("{reason}")]
+    KeyRefused {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A key slot's file is not what was written.
+    #[error("key slot {} is damaged: {reason}", path.display())]
+    BadSlot {
+        /// The file.
+        path: PathBuf,
+        /// Which check failed.
+        reason: String,
+    },
 }
 
 impl Error {
@@ -375,7 +407,10 @@ impl Error {
             | Self::Tree(_)
             | Self::TreeId { .. }
             | Self::FloorUnreadable { .. }
+            | Self::BadSlot { .. }
             | Self::PointDamaged { .. } => ErrorKind::Damaged,
+            Self::KeyNeeded { .. } => ErrorKind::Locked,
+            Self::WrongKey { .. } => ErrorKind::WrongKey,
             Self::NoBlock { .. } | Self::NoNode { .. } | Self::NotWhole { .. } | Self::NotFinished { .. } => {
                 ErrorKind::Missing
             }
@@ -395,6 +430,7 @@ impl Error {
             | Self::FloorHolds { .. }
             | Self::FloorStands { .. }
             | Self::KeyFile { .. }
+            | Self::KeyRefused { .. }
             | Self::OtherStore { .. }
             | Self::AnotherStore { .. }
             | Self::SamePlace { .. }

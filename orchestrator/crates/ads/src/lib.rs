@@ -9,6 +9,9 @@
 //! step a writer died at. Several processes may use one directory at once; each sees what the others
 //! committed before it opened the store.
 //!
+//! A store may be encrypted: then everything but trees needs its key, and without it ([`Store::is_locked`]) packs are kept,
+//! moved and removed all the same, and proven as far as that goes.
+//!
 //! Never: trusts a pack's index without its hash, changes an object after it has its name, lets an ABD read
 //! anything but the trees of its order, or deletes a block.
 //!
@@ -47,9 +50,10 @@ pub use ingest::PackReceipt;
 pub use serve::{Call, Client, Clients, Denied, Guard, Offer, Role, ServeLimits, Server, Standing};
 pub use service::{Events, JobEvent, JobGrant, JobHandle, Limits, Service};
 pub use store::{
-    Affected, CACHE_VARIABLE, CopiedPoint, CopyOptions, CopyProgress, CopyReport, Damage, DamagedPoint, Deed,
-    Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport, IndexOptions, Lease, NodeReader,
-    OmittedPoint, Origin, Pin, PointDisk, PointId, PointPool, PointStatistics, PointVm, Points,
-    RepairOptions, RepairProgress, RepairReport, RestorePoint, Scope, SkippedPack, Statistics, Store,
-    StoredPoint, Usage, VerifyProgress, VerifyReport, VmStatistics, timestamp,
+    Access, Affected, CACHE_VARIABLE, CopiedPoint, CopyOptions, CopyProgress, CopyReport, Damage,
+    DamagedPoint, DamagedSlot, Deed, Depth, DiskKind, DiskMode, FORMAT_VERSION, Finding, GcOptions, GcReport,
+    IndexOptions, KdfCost, KeySlot, KeySlots, Lease, NewAccess, NodeReader, OmittedPoint, Origin, Passphrase,
+    Pin, PointDisk, PointId, PointPool, PointStatistics, PointVm, Points, RepairOptions, RepairProgress,
+    RepairReport, RestorePoint, Scope, SkippedPack, SlotKind, Statistics, Store, StoredPoint, Usage,
+    VerifyProgress, VerifyReport, VmStatistics, timestamp,
 };

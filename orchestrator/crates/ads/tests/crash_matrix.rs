@@ -5,10 +5,13 @@
 
 mod support;
 
-use ads::{Backend, CopyOptions, Depth, GcOptions, LocalBackend, RepairOptions, Scope, Store};
+use ads::{
+    Access, Backend, CopyOptions, Depth, GcOptions, KdfCost, LocalBackend, NewAccess, Passphrase,
+    RepairOptions, Scope, Store,
+};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use support::crash::{Recorder, Step, matrix};
+use std::sync::{Arc, Mutex};
+use support::crash::{Recorder, Step, matrix, matrix_of};
 use support::memory::{Between, Change, Loss, Memory};
 use support::{GO_ON, backup, disk};
 use tempfile::TempDir;
@@ -132,6 +135,56 @@ fn whatever_a_crash_leaves_of_the_files_opens_and_is_whole() {
         println!("{name}: {} crash points, {} different states", tried.steps, tried.states);
         assert!(tried.steps > 50 && tried.states > 40, "{tried:?}");
     }
+}
+
+const CHEAP: KdfCost = KdfCost { memory_kib: 8, passes: 1, lanes: 1 };
+
+/// Makes an encrypted store, backs up, changes the passphrase and backs up again.
+fn key_changed(root: &Path, recorder: &Arc<Recorder>) {
+    let new = |text: &str| {
+        let passphrase = Passphrase::new(text.to_owned());
+        NewAccess::Passphrase { passphrase, cost: CHEAP }
+    };
+    let backend = Arc::new(LocalBackend::with_ops(root, recorder.clone()));
+    drop(Store::init_encrypted_on(backend.clone(), &[new("the former passphrase")]).unwrap());
+    let access = Access::Passphrase(Passphrase::new("the former passphrase".into()));
+    let mut store = Store::open_on(backend).unwrap();
+    store.unlock(&access).unwrap();
+    let (first, second) = (disk(7, 2 * 65536), disk(8, 65536));
+    recorder.committed(backup(&store, "first", &first).unwrap(), &first);
+    store.replace_key(store.opened_by().unwrap(), &new("the later passphrase"), "").unwrap();
+    recorder.committed(backup(&store, "second", &second).unwrap(), &second);
+}
+
+#[test]
+fn whatever_a_crash_leaves_of_a_key_change_opens_with_one_of_the_passphrases() {
+    let (_dir, root, steps) = record(key_changed);
+    let access = |text: &str| Access::Passphrase(Passphrase::new(text.to_owned()));
+    let accesses = [access("the former passphrase"), access("the later passphrase")];
+    let opened = Mutex::new([0; 2]);
+    let either = |mut store: Store| {
+        let with: Vec<bool> = accesses.iter().map(|access| store.unlock(access).is_ok()).collect();
+        let mut opened = opened.lock().unwrap();
+        for (count, with) in opened.iter_mut().zip(&with) {
+            *count += usize::from(*with);
+        }
+        if with.contains(&true) { Ok(store) } else { Err("neither passphrase opens it".into()) }
+    };
+    let tried = matrix_of(&root, &steps, &either).unwrap();
+    println!("key change: {} crash points, {} different states", tried.steps, tried.states);
+    let opened = *opened.lock().unwrap();
+    assert!(tried.steps > 50 && opened.iter().all(|count| *count > 5), "{tried:?}, {opened:?}");
+    // One that removes the slot before the other is durable must not pass.
+    let removed =
+        |step: &Step| matches!(step, Step::Remove(path) if path.parent().unwrap().ends_with("keys"));
+    let mut early = steps.clone();
+    let at = early.iter().position(removed).unwrap();
+    let remove = early.remove(at);
+    let written = early
+        .iter()
+        .rposition(|step| matches!(step, Step::Rename(_, to) if to.parent().unwrap().ends_with("keys")));
+    early.insert(written.unwrap(), remove);
+    matrix_of(&root, &early, &either).expect_err("a slot is removed first");
 }
 
 /// A store that leaves out a step or takes them in another order must not pass.

@@ -183,7 +183,7 @@ fn what_does_not_fit_its_name_or_is_not_whole_is_refused() {
     for (id, plain) in
         [([7; 32], vec![1; 65536]), (*store.id_key().block_id(&[0; 65536]).as_bytes(), vec![0; 65536])]
     {
-        let mut packer = Packer::new(PackKind::Data);
+        let mut packer = Packer::new(PackKind::Data, store.id_key());
         packer.push(id, &plain);
         let liar = packer.finish().remove(0);
         denied(door.put(&key(liar.id), &liar.bytes), "is refused");

@@ -419,7 +419,7 @@ async fn three_clients_at_once_share_their_blocks() {
             let name = format!("job-{number}");
             let job = bench.open(&name, backup_work(&[(bytes.len(), Start::Nothing)]));
             let (mut abd, got) = bench.abd(&job, &name).await;
-            let key = seal::IdKey::new(&got.id_key.0);
+            let key = got.keys();
             let packed = support::pack_disk(&key, &bytes, None, &mut |_| false);
             for pack in packed.data.iter().chain(&packed.nodes) {
                 abd.put(pack).await.unwrap();

@@ -245,7 +245,7 @@ fn a_short_block_does_not_survive_growth() {
         let leaf = builder.base_leaf(0, &mut nodes, &mut emit).unwrap();
         builder.put_leaf(0, &leaf, &mut nodes, &mut emit).unwrap();
         let tree = builder.finish(&mut nodes, &mut emit).unwrap();
-        let mut packer = support::Packer::new(PackKind::Tree);
+        let mut packer = support::Packer::new(PackKind::Tree, store.id_key());
         fresh.iter().for_each(|(id, node)| packer.push(*id.as_bytes(), node.as_bytes()));
         for pack in packer.finish() {
             store.add_pack(pack.id, &pack.bytes).unwrap();

@@ -16,7 +16,7 @@
 //! more than their case.
 
 use super::files::{FileOps, LocalFiles};
-use super::{Backend, CONFIG, Listed, Object, PACKS, POINTS, Presence, TMP};
+use super::{Backend, CONFIG, KEYS, Listed, Object, PACKS, POINTS, Presence, TMP};
 use crate::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
@@ -175,8 +175,9 @@ impl Backend for LocalBackend {
         }
         let ours = [self.path(PACKS), self.path(POINTS), self.path(TMP)];
         for path in self.entries(&self.dir)? {
-            // The lost+found of a fresh file system's root is not ours to judge.
-            if path.file_name().is_some_and(|name| name == "lost+found") || path == ours[2] {
+            // The lost+found of a fresh file system's root is not ours to judge; a key that opens nothing is no obstacle.
+            let is_key = path == self.path(KEYS);
+            if path.file_name().is_some_and(|name| name == "lost+found") || path == ours[2] || is_key {
                 continue;
             }
             if !ours.contains(&path) || !self.entries(&path)?.is_empty() {

@@ -52,6 +52,8 @@ pub(crate) const POINTS: &str = "points/";
 pub(crate) const PINS: &str = "pins/";
 /// Below it are copies of damaged objects; a pack that is there is not part of the store any more.
 pub(crate) const QUARANTINE: &str = "quarantine/";
+/// Key slots of an encrypted store are below it.
+pub(crate) const KEYS: &str = "keys/";
 /// What is below it may be deleted when no job runs.
 pub(crate) const TMP: &str = "tmp/";
 

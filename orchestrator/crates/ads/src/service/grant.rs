@@ -1,7 +1,7 @@
 //! What a job may do, and whether that makes sense.
 
 use super::session::refused;
-use crate::Error;
+use crate::{Error, Store};
 use blocks::ChangedBlocks;
 use wire::{MAX_DISKS, MAX_SINK, MIN_RATE_LIMIT, Order, Work};
 
@@ -26,13 +26,16 @@ pub(super) fn disk_count(work: &Work) -> usize {
 }
 
 /// Refuses a grant that contradicts itself or the store, before anybody relies on it.
-pub(super) fn check_grant(grant: &JobGrant, id_key: wire::IdKeyBytes) -> Result<(), Error> {
+pub(super) fn check_grant(grant: &JobGrant, store: &Store) -> Result<(), Error> {
     let bad = |reason: &str| Err(refused(&grant.job, reason));
     if grant.order.job != grant.job {
         return bad(&format!("its order is for job {}", grant.order.job));
     }
-    if grant.order.id_key != id_key {
+    if grant.order.id_key != store.id_key_bytes() {
         return bad("its order carries the id key of another store");
+    }
+    if !store.has_master(grant.order.master_key.as_ref()) {
+        return bad("its order does not carry the master key of this store");
     }
     if let Work::Diagnose { send, .. } = &grant.order.work {
         return match (grant.bitmaps.is_empty(), *send <= MAX_SINK) {

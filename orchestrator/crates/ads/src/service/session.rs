@@ -340,7 +340,7 @@ pub struct JobHandle {
 
 impl JobHandle {
     pub(super) fn open(registry: Arc<Registry>, shared: &Shared, grant: JobGrant) -> Result<Self, Error> {
-        check_grant(&grant, shared.store.id_key_bytes())?;
+        check_grant(&grant, &shared.store)?;
         registry.open(&grant.job)?;
         let session = Arc::new(Session {
             order_bytes: wire::encode(&grant.order).into(),

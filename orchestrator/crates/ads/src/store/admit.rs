@@ -29,7 +29,7 @@ impl Store {
         if found != id || bytes.len() as u64 > MAX_POINT_SIZE {
             return refused(format!("its name is {id}, its bytes have the id {found}"));
         }
-        let point = match parse_point(bytes) {
+        let point = match parse_point(bytes, self.sealed()) {
             Ok(point) => point,
             Err(reason) => return refused(reason),
         };

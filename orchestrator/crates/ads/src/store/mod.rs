@@ -11,6 +11,7 @@
 //! kept       copies of points that were read before
 //! repair     mends what can be, and says what is lost
 //! gc         freeing what nobody needs     copy     the same store in another place
+//! keys       who can open it               sealed_point  restore points of an encrypted store
 //! ```
 
 mod admit;
@@ -21,6 +22,7 @@ mod floor;
 mod gc;
 mod index;
 mod kept;
+mod keys;
 mod known;
 mod nodes;
 mod packs;
@@ -29,6 +31,7 @@ mod points;
 mod reach;
 mod repair;
 mod report;
+mod sealed_point;
 mod statistics;
 mod time;
 mod tree;
@@ -39,6 +42,7 @@ pub use copy::{CopiedPoint, CopyOptions, CopyProgress, CopyReport, OmittedPoint}
 pub use gc::{GcOptions, GcReport, Lease};
 pub(crate) use gc::{MAX_COUNTER, MAX_LEASE, lease_named};
 pub use index::{CACHE_VARIABLE, IndexOptions};
+pub use keys::{Access, DamagedSlot, KdfCost, KeySlot, KeySlots, NewAccess, Passphrase, SlotKind};
 pub use nodes::NodeReader;
 pub use packs::SkippedPack;
 pub use pins::Pin;
@@ -85,6 +89,8 @@ pub struct Store {
     known: Mutex<known::KnownPoints>,
     /// Threads that walk trees, started with the first one.
     walkers: OnceLock<ThreadPool>,
+    /// The key slot that opened it.
+    opened_by: Option<Uuid>,
     _presence: Presence,
 }
 
@@ -142,11 +148,7 @@ impl Store {
         {
             let _alone = backend.enter(true)?;
             backend.prepare()?;
-            // Last: until it is there, the place is no store, and `init` can be run again.
-            if !backend.put_new(CONFIG, &Config::generate()?.to_bytes())? {
-                let reason = "somebody else made a store there just now".into();
-                return Err(Error::Exists { dir: backend.root(), reason });
-            }
+            put_config(&*backend, &Config::generate(None)?)?;
         }
         Self::open_on(backend)
     }
@@ -177,7 +179,7 @@ impl Store {
         Self::open_on(place.backend()?)
     }
 
-    /// Opens the store on a backend.
+    /// Opens the store on a backend. One that is encrypted is locked at first: see [`unlock`](Self::unlock).
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -196,9 +198,14 @@ impl Store {
         // Before the packs: what is removed after this is noticed.
         let generation = gc::generation(&*backend)?;
         let cache = options.cache_of(&*backend, config.id);
-        let (packs, skipped) = Packs::load(backend.clone(), config.id, options, cache.as_deref())?;
+        let encrypted = config.master_check.is_some();
+        let (packs, skipped) = Packs::load(backend.clone(), config.id, encrypted, options, cache.as_deref())?;
+        let id_key = match encrypted {
+            false => IdKey::new(&config.id_key),
+            true => IdKey::locked(&config.id_key),
+        };
         Ok(Self {
-            id_key: IdKey::new(&config.id_key),
+            id_key,
             config,
             packs,
             skipped,
@@ -208,6 +215,7 @@ impl Store {
             generation: Mutex::new(generation),
             known: Mutex::default(),
             walkers: OnceLock::new(),
+            opened_by: None,
             root: backend.root(),
             backend,
             _presence: presence,
@@ -309,6 +317,17 @@ impl Store {
         self.backend.put(&pack_key(id), bytes)?;
         self.packs.add(id, u32::try_from(bytes.len()).expect("bounded by MAX_PACK_SIZE"), index);
         Ok(())
+    }
+}
+
+/// Makes a place a store. Last of all: until it is there, the place is none, and `init` can be run again.
+fn put_config(backend: &dyn Backend, config: &Config) -> Result<(), Error> {
+    match backend.put_new(CONFIG, &config.to_bytes())? {
+        true => Ok(()),
+        false => {
+            let reason = "somebody else made a store there just now".into();
+            Err(Error::Exists { dir: backend.root(), reason })
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use wire::BlocksAnswer;
 /// the lowest level are enough.
 pub(super) const CACHED_NODES: usize = 8192;
 
-/// Bytes that an answer has for a block beside the block's own: a codec and two sizes.
-const MOST_ABOUT_A_BLOCK: usize = 16;
+/// Bytes that an answer has for a block beside the block's own: a codec, two sizes, and how it is encrypted.
+const MOST_ABOUT_A_BLOCK: usize = 64;
 
 /// Gives the nodes of a [`Store`] to the walks of `seal`.
 #[derive(Clone, Copy)]

@@ -12,8 +12,8 @@ use crate::error::sentence;
 use blocks::{BLOCK_SIZE, ByteCount};
 use rayon::prelude::*;
 use seal::{
-    Codec, Entry, HEADER_SIZE, IdKey, MAX_PACK_SIZE, NODE_SIZE, Opener, PackId, PackIndex, PackKind, Sealed,
-    TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
+    Codec, Entry, HEADER_SIZE, IdKey, KeyTable, KeyTablePlace, Lock, MAX_PACK_SIZE, NODE_SIZE, Opener,
+    PackId, PackIndex, PackKind, Sealed, TRAILER_ENTRY_SIZE, TRAILER_FOOTER_SIZE,
 };
 use std::cmp::Reverse;
 use std::collections::hash_map;
@@ -28,6 +28,8 @@ use uuid::Uuid;
 const TAIL_GUESS: u64 = 64 << 10;
 /// Packs kept open for reading.
 const OPEN_PACKS: usize = 128;
+/// Key tables of encrypted packs that are remembered, of mostly 36 bytes each.
+const KEY_TABLES: usize = 4096;
 /// Objects that nobody asked for are read along where no more of them than this stand between two that are wanted.
 const MAX_GAP: u32 = 2;
 
@@ -90,6 +92,10 @@ pub(crate) struct Packs {
     /// Held by who reads anew what a damaged part of the index told.
     healing: Mutex<()>,
     open: Mutex<Generations<u32, Arc<dyn Object>>>,
+    /// Whether packs of blocks are encrypted.
+    is_encrypted: bool,
+    /// What the keys of packs were made of.
+    key_tables: Mutex<Generations<u32, Arc<KeyTable>>>,
 }
 
 #[derive(Default)]
@@ -118,6 +124,7 @@ impl Table {
 pub(crate) struct StoredObject {
     pub(crate) pack: PackId,
     pub(crate) codec: Codec,
+    pub(crate) lock: Option<Lock>,
     pub(crate) plain_size: u32,
     pub(crate) bytes: Vec<u8>,
 }
@@ -133,6 +140,7 @@ pub(crate) struct StoredObjects {
 #[derive(Clone, Debug)]
 struct ObjectAt {
     codec: Codec,
+    lock: Option<Lock>,
     plain_size: u32,
     run: usize,
     at: std::ops::Range<usize>,
@@ -153,6 +161,7 @@ impl Packs {
     pub(crate) fn load(
         backend: Arc<dyn Backend>,
         store: Uuid,
+        is_encrypted: bool,
         options: &IndexOptions,
         cache: Option<&Path>,
     ) -> Result<(Self, Vec<SkippedPack>), Error> {
@@ -169,6 +178,8 @@ impl Packs {
             index,
             healing: Mutex::default(),
             open: Mutex::new(Generations::new(OPEN_PACKS)),
+            is_encrypted,
+            key_tables: Mutex::new(Generations::new(KEY_TABLES)),
         };
         packs.attach(kept, &listing);
         let missing: Vec<_> = listing.packs.iter().filter(|(id, _)| !packs.contains(*id)).collect();
@@ -413,7 +424,8 @@ impl Packs {
     pub(crate) fn read(&self, kind: PackKind, id: &[u8; 32], at: Location) -> Result<StoredObject, Error> {
         let record = self.record(at.pack);
         let file = self.open(at.pack, record.id)?;
-        let entry = self.read_entry(&*file, &record, at.entry)?;
+        let keys = self.key_table(&*file, at.pack, &record)?;
+        let entry = self.read_entry(&*file, &record, at.entry, keys.as_deref())?;
         if entry.id != *id || record.kind != kind {
             let reason = format!("entry {} of its index is another object", at.entry);
             return Err(damaged(record.id, reason));
@@ -421,7 +433,8 @@ impl Packs {
         let mut bytes = vec![0; entry.sealed_size as usize];
         file.read_exact_at(&mut bytes, u64::from(entry.offset))
             .map_err(|error| self.read_error(record.id, error))?;
-        Ok(StoredObject { pack: record.id, codec: entry.codec, plain_size: entry.plain_size, bytes })
+        let Entry { codec, lock, plain_size, .. } = entry;
+        Ok(StoredObject { pack: record.id, codec, lock, plain_size, bytes })
     }
 
     /// Reads objects, and those that stand together in a pack at once.
@@ -453,9 +466,12 @@ impl Packs {
     ) -> Result<(), Error> {
         let entry_of = |at: &usize| wanted[*at].1.entry;
         let (first, last) = (entry_of(&group[0]), entry_of(&group[group.len() - 1]));
-        let record = self.record(wanted[group[0]].1.pack);
-        let file = self.open(wanted[group[0]].1.pack, record.id)?;
-        let entries = self.read_entries(&*file, &record, first, (last - first) as usize + 1)?;
+        let number = wanted[group[0]].1.pack;
+        let record = self.record(number);
+        let file = self.open(number, record.id)?;
+        let keys = self.key_table(&*file, number, &record)?;
+        let count = (last - first) as usize + 1;
+        let entries = self.read_entries(&*file, &record, first, count, keys.as_deref())?;
         let start = entries[0].offset;
         let end = entries[entries.len() - 1];
         let size = (end.offset - start) as usize + end.sealed_size as usize;
@@ -468,6 +484,7 @@ impl Packs {
             let from = (entry.offset - start) as usize;
             found.objects[*at] = Some(ObjectAt {
                 codec: entry.codec,
+                lock: entry.lock,
                 plain_size: entry.plain_size,
                 run: found.runs.len(),
                 at: from..from + entry.sealed_size as usize,
@@ -484,11 +501,49 @@ impl Packs {
     pub(crate) fn plain_size(&self, at: Location) -> Result<u32, Error> {
         let record = self.record(at.pack);
         let file = self.open(at.pack, record.id)?;
-        Ok(self.read_entry(&*file, &record, at.entry)?.plain_size)
+        Ok(self.read_entry(&*file, &record, at.entry, None)?.plain_size)
     }
 
-    fn read_entry(&self, file: &dyn Object, record: &PackRecord, at: u32) -> Result<Entry, Error> {
-        self.read_entries(file, record, at, 1).map(|entries| entries[0])
+    /// What the keys of a pack's blocks were made of; `None` where they are not encrypted. That it is damaged comes out when
+    /// a block does not open.
+    fn key_table(
+        &self,
+        file: &dyn Object,
+        number: u32,
+        record: &PackRecord,
+    ) -> Result<Option<Arc<KeyTable>>, Error> {
+        if !self.is_encrypted || record.kind == PackKind::Tree {
+            return Ok(None);
+        }
+        let known = self.key_tables.lock().expect(LOCKED).get(&number);
+        if known.is_some() {
+            return Ok(known);
+        }
+        let damaged = |source| Error::Damaged { pack: record.id, source };
+        let read = |offset: u64, size: usize| {
+            let mut bytes = vec![0; size];
+            file.read_exact_at(&mut bytes, offset).map_err(|error| self.read_error(record.id, error))?;
+            Ok::<_, Error>(bytes)
+        };
+        let size = u64::from(record.size);
+        let footer = read(size.saturating_sub(TRAILER_FOOTER_SIZE as u64), TRAILER_FOOTER_SIZE)?;
+        let Some(place) = KeyTablePlace::from_footer(&footer, size).map_err(damaged)? else {
+            return Ok(None);
+        };
+        let bytes = read(place.offset as u64, place.size)?;
+        let keys = Arc::new(KeyTable::from_bytes(&bytes, &place).map_err(damaged)?);
+        self.key_tables.lock().expect(LOCKED).insert(number, keys.clone());
+        Ok(Some(keys))
+    }
+
+    fn read_entry(
+        &self,
+        file: &dyn Object,
+        record: &PackRecord,
+        at: u32,
+        keys: Option<&KeyTable>,
+    ) -> Result<Entry, Error> {
+        self.read_entries(file, record, at, 1, keys).map(|entries| entries[0])
     }
 
     /// Entries out of a pack's index, at least one. The index as a whole was proven when it was loaded; since then the
@@ -499,6 +554,7 @@ impl Packs {
         record: &PackRecord,
         first: u32,
         count: usize,
+        keys: Option<&KeyTable>,
     ) -> Result<Vec<Entry>, Error> {
         let tail = record.entries as usize * TRAILER_ENTRY_SIZE + TRAILER_FOOTER_SIZE;
         let index_offset = record.size as usize - tail;
@@ -507,7 +563,7 @@ impl Packs {
         file.read_exact_at(&mut bytes, offset as u64).map_err(|error| self.read_error(record.id, error))?;
         let mut entries: Vec<Entry> = Vec::with_capacity(count);
         for (bytes, at) in bytes.as_chunks().0.iter().zip(first..) {
-            let entry = Entry::from_bytes(bytes, at, None)
+            let entry = Entry::from_bytes(bytes, at, keys)
                 .map_err(|source| Error::Damaged { pack: record.id, source })?;
             let end = u64::from(entry.offset) + u64::from(entry.sealed_size);
             let fits = entry.offset as usize >= HEADER_SIZE && end <= index_offset as u64;
@@ -561,7 +617,7 @@ impl StoredObject {
     }
 
     fn sealed(&self) -> Sealed<'_> {
-        Sealed::clear(self.codec, &self.bytes)
+        Sealed { codec: self.codec, lock: self.lock, bytes: &self.bytes }
     }
 }
 
@@ -570,6 +626,7 @@ impl StoredObjects {
     pub(crate) fn iter(&self) -> impl Iterator<Item = wire::SealedBlock<'_>> {
         self.objects.iter().flatten().map(|object| wire::SealedBlock {
             codec: object.codec as u8,
+            lock: object.lock.map(Into::into),
             plain_size: object.plain_size,
             bytes: &self.runs[object.run][object.at.clone()],
         })

@@ -4,12 +4,12 @@
 //! disk's tree was proven to be in the store.
 
 use super::config::Config;
-use super::{Store, kept, time};
+use super::{Store, kept, sealed_point, time};
 use crate::Error;
 use crate::backend::{Backend, Listed, POINTS, file_name};
 use crate::error::sentence;
 use rayon::prelude::*;
-use seal::{Tree, TreeId};
+use seal::{MasterKey, Tree, TreeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -274,11 +274,14 @@ impl Store {
             }
             self.check_finished(disk)?;
         }
-        let bytes = match serde_json::to_vec_pretty(point) {
-            Ok(bytes) if bytes.len() as u64 <= MAX_POINT_SIZE => bytes,
-            Ok(bytes) => return refused(format!("it takes {} bytes, over {MAX_POINT_SIZE}", bytes.len())),
-            Err(error) => return refused(format!("it cannot be written as JSON: {error}")),
+        let bytes = match (self.is_encrypted(), serde_json::to_vec_pretty(point)) {
+            (true, _) => sealed_point::seal(point, self.master()?)?,
+            (false, Ok(bytes)) => bytes,
+            (false, Err(error)) => return refused(format!("it cannot be written as JSON: {error}")),
         };
+        if bytes.len() as u64 > MAX_POINT_SIZE {
+            return refused(format!("it takes {} bytes, over {MAX_POINT_SIZE}", bytes.len()));
+        }
         let id = PointId::of(&bytes);
         self.check_unchanged()?;
         let key = point_key(id);
@@ -298,7 +301,7 @@ impl Store {
     /// at the same time where no lock is. What was added since went elsewhere, or has ids of another key.
     pub(super) fn check_unchanged(&self) -> Result<(), Error> {
         let found = Config::read(&*self.backend)?;
-        match (found.id, found.id_key) == (self.config.id, self.config.id_key) {
+        match found == self.config {
             true => Ok(()),
             false => Err(Error::Changed { dir: self.dir().to_owned() }),
         }
@@ -372,10 +375,11 @@ impl Store {
         let sizes: HashMap<PointId, u64> =
             listed.iter().filter_map(|object| Some((id_of(&object.key)?, object.size))).collect();
         let mut batch: Vec<(PointId, Vec<u8>)> = Vec::new();
+        let sealed = self.sealed();
         let mut parse = |batch: &mut Vec<(PointId, Vec<u8>)>| {
             // What this program cannot read is read again from the store, which says why.
             found.par_extend(batch.par_drain(..).filter_map(|(id, bytes)| {
-                let point = parse_point(&bytes).ok()?;
+                let point = parse_point(&bytes, sealed).ok()?;
                 Some(StoredPoint { id, point })
             }));
         };
@@ -464,7 +468,8 @@ impl Store {
     /// Reads points, several at once where each has a long way.
     fn read_points(&self, keys: &[String]) -> Result<Vec<ReadPoint>, Error> {
         let few = keys.len() < FEW_POINTS;
-        let read = |key: &String| read_point(&*self.backend, key);
+        let sealed = self.sealed();
+        let read = |key: &String| read_point(&*self.backend, key, sealed);
         if few || self.backend.parallel_reads() <= LOCAL_READS {
             return Ok(keys.iter().map(read).collect());
         }
@@ -475,11 +480,19 @@ impl Store {
         Ok(readers.install(|| keys.par_iter().map(read).collect()))
     }
 
+    /// How its points are read.
+    pub(super) fn sealed(&self) -> Sealing<'_> {
+        self.is_encrypted().then(|| self.id_key.master())
+    }
+
     /// Reads a restore point and checks it against its name.
     fn read_point(&self, key: &str) -> Result<StoredPoint, String> {
-        read_point(&*self.backend, key).map(|(point, _)| point)
+        read_point(&*self.backend, key, self.sealed()).map(|(point, _)| point)
     }
 }
+
+/// Whether points are encrypted, and with which key where it is known.
+pub(super) type Sealing<'a> = Option<Option<&'a MasterKey>>;
 
 /// A point with its bytes, or what is wrong with it.
 type ReadPoint = Result<(StoredPoint, Vec<u8>), String>;
@@ -500,18 +513,18 @@ pub(super) fn named_by(key: &str) -> Option<PointId> {
     (file_name(key) == format!("{id}.json")).then_some(id)
 }
 
-pub(super) fn read_point(backend: &dyn Backend, key: &str) -> ReadPoint {
+pub(super) fn read_point(backend: &dyn Backend, key: &str, sealed: Sealing<'_>) -> ReadPoint {
     let id = id_of(key).ok_or("its name is not a restore point's")?;
     let bytes = backend.get(key, MAX_POINT_SIZE).map_err(|error| sentence(&error))?;
     let found = PointId::of(&bytes);
     if found != id {
         return Err(format!("its bytes have the id {found}"));
     }
-    Ok((StoredPoint { id, point: parse_point(&bytes)? }, bytes))
+    Ok((StoredPoint { id, point: parse_point(&bytes, sealed)? }, bytes))
 }
 
 /// Reads a point's bytes, of any version that this program knows.
-pub(super) fn parse_point(bytes: &[u8]) -> Result<RestorePoint, String> {
+pub(super) fn parse_point(bytes: &[u8], sealed: Sealing<'_>) -> Result<RestorePoint, String> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -520,5 +533,8 @@ pub(super) fn parse_point(bytes: &[u8]) -> Result<RestorePoint, String> {
     if !(RestorePoint::OLDEST_VERSION..=RestorePoint::VERSION).contains(&version.version) {
         return Err(format!("version {} is not known to this program; use a newer one", version.version));
     }
-    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+    match sealed {
+        Some(key) => sealed_point::open(bytes, key),
+        None => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
+    }
 }

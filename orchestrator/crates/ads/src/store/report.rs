@@ -88,6 +88,11 @@ pub enum Damage {
         /// The file.
         path: PathBuf,
     },
+    /// A key slot's file: who has what it was for cannot open the store with it.
+    KeySlot {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file that does not belong there; nothing is lost.
     StrayFile {
         /// The file.
@@ -136,6 +141,9 @@ pub struct VerifyReport {
     pub packs: u64,
     /// Blocks opened and hashed; 0 at [`Depth::Structure`].
     pub blocks: u64,
+    /// Blocks that could not be opened, because the store is encrypted and locked: that their bytes are those that were
+    /// written is all that was checked.
+    pub unopened: u64,
     /// Nodes opened and hashed.
     pub nodes: u64,
     /// Bytes of packs that were read.
@@ -195,7 +203,7 @@ impl Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Config { path } | Self::Point { path } | Self::Pin { path } => {
+            Self::Config { path } | Self::Point { path } | Self::Pin { path } | Self::KeySlot { path } => {
                 write!(f, "{} is damaged", path.display())
             }
             Self::Pack { id, .. } => write!(f, "pack {id} is damaged"),

@@ -10,7 +10,7 @@ use super::reach::{NOBODY, PerObject, SHARED, Walk};
 use crate::Error;
 use blocks::ByteCount;
 use rayon::prelude::*;
-use seal::PackKind;
+use seal::{PackKind, TAG_SIZE};
 use std::collections::BTreeMap;
 
 /// What a store holds, and for whom.
@@ -74,11 +74,13 @@ pub struct PointStatistics {
 type Sizes = (u16, u16);
 
 /// Sizes of all objects by pack and place in it.
-struct AllSizes(Vec<Vec<Sizes>>);
+/// Of what is encrypted without its tag, with which a block that nothing compresses would not fit.
+struct AllSizes(Vec<(u64, Vec<Sizes>)>);
 
 impl AllSizes {
     fn sealed(&self, at: Location) -> u64 {
-        self.get(at).map_or(0, |(sealed, _)| u64::from(sealed) + 1)
+        let tag = self.0.get(at.pack as usize).map_or(0, |(tag, _)| *tag);
+        self.get(at).map_or(0, |(sealed, _)| u64::from(sealed) + 1 + tag)
     }
 
     fn plain(&self, at: Location) -> u64 {
@@ -86,7 +88,7 @@ impl AllSizes {
     }
 
     fn get(&self, at: Location) -> Option<Sizes> {
-        self.0.get(at.pack as usize)?.get(at.entry as usize).copied()
+        self.0.get(at.pack as usize)?.1.get(at.entry as usize).copied()
     }
 }
 
@@ -206,8 +208,8 @@ impl Store {
         let mut counting = Counting {
             walk: Walk::new(self),
             sizes: &sizes,
-            vm_of: PerObject::new(sizes.0.iter().map(Vec::len)),
-            seen: PerObject::new(sizes.0.iter().map(Vec::len)),
+            vm_of: PerObject::new(sizes.0.iter().map(|(_, pack)| pack.len())),
+            seen: PerObject::new(sizes.0.iter().map(|(_, pack)| pack.len())),
             points: BTreeMap::new(),
             tell: &mut || {
                 done += 1;
@@ -244,12 +246,15 @@ impl Store {
     fn sizes(&self) -> (AllSizes, u64) {
         let count = u32::try_from(self.packs.totals().0).unwrap_or(u32::MAX);
         let less_one = |size: u32| u16::try_from(size.saturating_sub(1)).unwrap_or(u16::MAX);
-        let sizes: Vec<Option<Vec<Sizes>>> = (0..count)
+        let sizes: Vec<Option<(u64, Vec<Sizes>)>> = (0..count)
             .into_par_iter()
             .map(|number| {
                 let index = self.packs.index_of(number).ok()?;
-                let sizes = |entry: &seal::Entry| (less_one(entry.sealed_size), less_one(entry.plain_size));
-                Some(index.entries.iter().map(sizes).collect())
+                let tag = if index.cipher.is_some() { TAG_SIZE as u32 } else { 0 };
+                let sizes = |entry: &seal::Entry| {
+                    (less_one(entry.sealed_size.saturating_sub(tag)), less_one(entry.plain_size))
+                };
+                Some((tag.into(), index.entries.iter().map(sizes).collect()))
             })
             .collect();
         let unreadable = sizes.iter().filter(|pack| pack.is_none()).count() as u64;

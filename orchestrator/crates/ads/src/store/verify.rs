@@ -15,7 +15,7 @@ use super::tree::{first_block, node_offset, offset_of};
 use crate::Error;
 use crate::backend::{Backend, CONFIG, pack_key};
 use crate::error::sentence;
-use crate::ingest::check_object;
+use crate::ingest::{check_encryption, check_object};
 use blocks::{BlockIndex, ByteCount};
 use rayon::prelude::*;
 use seal::{BlockId, FAN_OUT, HEADER_SIZE, MAX_PACK_SIZE, NodeId, Opener, PackId, PackIndex, PackKind};
@@ -105,6 +105,10 @@ impl Check<'_> {
         let disks: Vec<(&StoredPoint, &PointDisk)> =
             points.iter().flat_map(|point| point.point.disks.iter().map(move |disk| (point, disk))).collect();
         if matches!(scope, Scope::All) {
+            for (path, reason, is_slot) in self.store.odd_key_slots()? {
+                let damage = if is_slot { Damage::KeySlot { path } } else { Damage::StrayFile { path } };
+                self.find(damage, reason);
+            }
             for (path, reason, named) in self.store.odd_pins()? {
                 let damage = if named { Damage::Pin { path } } else { Damage::StrayFile { path } };
                 self.find(damage, reason);
@@ -154,7 +158,7 @@ impl Check<'_> {
         let path = backend.place(CONFIG);
         let reason = match Config::read(backend) {
             Err(error) => sentence(&error),
-            Ok(config) if config.id_key != self.store.config.id_key || config.id != self.store.config.id => {
+            Ok(config) if config != self.store.config => {
                 "it is not the one that the store was opened with".into()
             }
             Ok(config) => match backend.get(CONFIG, MAX_CONFIG_SIZE) {
@@ -261,6 +265,8 @@ impl Check<'_> {
             Depth::EveryByte => self.check_bytes(number, record.id),
         };
         let outcome = outcome.and_then(|(size, index, whole)| {
+            let encrypted = self.store.is_encrypted();
+            check_encryption(&index, encrypted).map_err(|error| error.to_string())?;
             let same = (size, index.kind, index.entries.len())
                 == (record.size, record.kind, record.entries as usize);
             match same {
@@ -294,17 +300,22 @@ impl Check<'_> {
         let index = PackIndex::from_pack(&bytes).map_err(|error| error.to_string())?;
         let mut opener = Opener::new().map_err(|error| error.to_string())?;
         let mut damaged = None;
-        for entry in &index.entries {
+        let opened = self.store.can_open(index.kind);
+        for entry in index.entries.iter().filter(|_| opened) {
             let checked = check_object(&self.store.id_key, &bytes, index.kind, entry, &mut opener);
             let Err(error) = checked else { continue };
             self.object_damaged(number, id, index.kind, entry.id, error.to_string(), &mut damaged);
         }
         let count = index.entries.len() as u64;
         self.count(|report, _| match index.kind {
+            PackKind::Data if !opened => report.unopened += count,
             PackKind::Data => report.blocks += count,
             PackKind::Tree => report.nodes += count,
         });
         let found = PackId::of(&bytes);
+        if found != id && !opened {
+            return Err(format!("its bytes have the id {found}"));
+        }
         if found != id && damaged.is_none() {
             let reason = format!("its bytes have the id {found}, although every object in it opens");
             self.find(Damage::Pack { id, path: backend.place(&pack_key(id)) }, reason);

@@ -8,7 +8,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use pin::{Fingerprint, Identity};
-use seal::{BlockId, Codec, FAN_OUT, IdKey, Node, Opener, Sealed, Tree};
+use seal::{BlockId, FAN_OUT, IdKey, Node, Opener, Tree};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -118,7 +118,7 @@ impl Abd {
 
     /// Backs up one disk of a claimed order, as a real ABD would; gives the disk's packs and the answer.
     pub async fn backup_disk(&mut self, order: &Order, disk: u16, bytes: &[u8]) -> (Packed, DiskAnswer) {
-        let key = IdKey::new(&order.id_key.0);
+        let key = order.keys();
         let Work::Backup { disks, .. } = &order.work else { panic!("a backup order") };
         let base = match disks[usize::from(disk)].start.base() {
             Some(tree) => Some((tree, self.fetch_nodes(&key, disk, &tree).await)),
@@ -148,7 +148,7 @@ impl Abd {
 
     /// Restores one disk of a claimed order.
     pub async fn restore_disk(&mut self, order: &Order, disk: u16) -> Vec<u8> {
-        let key = IdKey::new(&order.id_key.0);
+        let key = order.keys();
         let Work::Restore { disks } = &order.work else { panic!("a restore order") };
         let tree = disks[usize::from(disk)].tree();
         let mut nodes = self.fetch_nodes(&key, disk, &tree).await;
@@ -169,9 +169,8 @@ impl Abd {
             let message = self.raw(Method::POST, PATH_BLOCKS, question.into()).await.unwrap();
             let answer: BlocksAnswer<'_> = decode(&message).unwrap();
             for ((block, id), sealed) in batch.iter().zip(answer.blocks) {
-                let codec = Codec::from_byte(sealed.codec).unwrap();
-                let sealed_bytes = Sealed::clear(codec, sealed.bytes);
-                let plain = opener.open_block(&key, *id, sealed_bytes, sealed.plain_size as usize).unwrap();
+                let size = sealed.plain_size as usize;
+                let plain = opener.open_block(&key, *id, sealed.sealed().unwrap(), size).unwrap();
                 let at = block.to_offset().unwrap().get() as usize;
                 bytes[at..at + plain.len()].copy_from_slice(plain);
             }
@@ -185,7 +184,14 @@ pub fn counts(size: usize) -> DiskCounts {
 }
 
 pub fn order(store: &ads::Store, job: &str, work: Work) -> Order {
-    Order { job: job.into(), id_key: store.id_key_bytes(), watchdog_s: 60, progress_ms: 500, work }
+    Order {
+        job: job.into(),
+        id_key: store.id_key_bytes(),
+        master_key: store.master_key_bytes().unwrap(),
+        watchdog_s: 60,
+        progress_ms: 500,
+        work,
+    }
 }
 
 pub fn backup_work(disks: &[(usize, Start)]) -> Work {

@@ -224,6 +224,14 @@ pub struct Tried {
 
 /// Tries every state after every step, and gives the first that is not as it must be.
 pub fn matrix(root: &Path, steps: &[Step]) -> Result<Tried, String> {
+    matrix_of(root, steps, &Ok)
+}
+
+/// Opens a store that is encrypted.
+pub type Unlock<'a> = &'a dyn Fn(Store) -> Result<Store, String>;
+
+/// [`matrix`] of a store that must be opened with `unlock` in every state in which it is one.
+pub fn matrix_of(root: &Path, steps: &[Step], unlock: Unlock<'_>) -> Result<Tried, String> {
     let (mut world, mut seen, mut tried) = (World::default(), HashSet::new(), Tried::default());
     let mut promised: BTreeMap<PointId, Arc<Vec<u8>>> = BTreeMap::new();
     let mut known: BTreeMap<PointId, Arc<Vec<u8>>> = BTreeMap::new();
@@ -257,7 +265,7 @@ pub fn matrix(root: &Path, steps: &[Step]) -> Result<Tried, String> {
                 continue;
             }
             tried.states += 1;
-            check(root, &state, &promised, &known, hurt).map_err(|reason| {
+            check(root, &state, &promised, &known, hurt, unlock).map_err(|reason| {
                 format!(
                     "after step {at}, {}: {reason}",
                     format!("{step:?}").chars().take(200).collect::<String>()
@@ -271,12 +279,19 @@ pub fn matrix(root: &Path, steps: &[Step]) -> Result<Tried, String> {
 type Disks = BTreeMap<PointId, Arc<Vec<u8>>>;
 
 /// A store in that state opens, verifies unless it was hurt, and has what was promised, whole.
-fn check(root: &Path, state: &State, promised: &Disks, known: &Disks, hurt: bool) -> Result<(), String> {
+fn check(
+    root: &Path,
+    state: &State,
+    promised: &Disks,
+    known: &Disks,
+    hurt: bool,
+    unlock: Unlock<'_>,
+) -> Result<(), String> {
     let objects = state
         .iter()
         .map(|(path, bytes)| (path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(), bytes.clone()));
     let store = match Store::open_on(Arc::new(Memory::of(objects))) {
-        Ok(store) => store,
+        Ok(store) => unlock(store)?,
         Err(ads::Error::NotAStore { .. }) if promised.is_empty() => return Ok(()),
         Err(error) => return Err(format!("it does not open: {error}")),
     };

@@ -17,8 +17,8 @@ pub mod turns;
 use ads::{DiskKind, DiskMode, PointDisk, PointId, PointPool, PointVm, RestorePoint, Store};
 use blocks::{BLOCK_SIZE, BlockIndex, ByteCount};
 use seal::{
-    BlockId, Error, FAN_OUT, IdKey, Node, NodeId, NodeSource, Pack, PackKind, PackWriter, Sealer, Tree,
-    TreeBuilder, is_zero,
+    BlockId, Cipher, Error, FAN_OUT, IdKey, MasterKey, Node, NodeId, NodeSource, Pack, PackKind, PackWriter,
+    Sealer, Tree, TreeBuilder, is_zero,
 };
 use std::collections::HashMap;
 
@@ -79,7 +79,7 @@ pub fn pack_disk(
         Some((tree, nodes)) => (Some(tree), nodes),
         None => (None, Nodes::default()),
     };
-    let mut data = Packer::new(PackKind::Data);
+    let mut data = Packer::new(PackKind::Data, key);
     let mut fresh = Vec::new();
     let mut builder = TreeBuilder::new(key.clone(), size, base).unwrap();
     let mut sent = HashMap::new();
@@ -109,30 +109,32 @@ pub fn pack_disk(
         Ok(())
     };
     let tree = builder.finish(&mut source, &mut emit).unwrap();
-    let mut nodes = Packer::new(PackKind::Tree);
+    let mut nodes = Packer::new(PackKind::Tree, key);
     for (id, node) in &fresh {
         nodes.push(*id.as_bytes(), node.as_bytes());
     }
     Packed { tree, data: data.finish(), nodes: nodes.finish() }
 }
 
-/// Writes packs of [`PACK_SIZE`].
+/// Writes packs of [`PACK_SIZE`], encrypted where the store is.
 pub struct Packer {
     kind: PackKind,
+    master: Option<MasterKey>,
     writer: PackWriter,
     sealer: Sealer,
     done: Vec<Pack>,
 }
 
 impl Packer {
-    pub fn new(kind: PackKind) -> Self {
-        let writer = PackWriter::new(kind, PACK_SIZE);
-        Self { kind, writer, sealer: Sealer::new(1).unwrap(), done: Vec::new() }
+    pub fn new(kind: PackKind, key: &IdKey) -> Self {
+        let master = key.master().filter(|_| kind == PackKind::Data).cloned();
+        let writer = writer(kind, master.as_ref());
+        Self { kind, master, writer, sealer: Sealer::new(1).unwrap(), done: Vec::new() }
     }
 
     pub fn push(&mut self, id: [u8; 32], plain: &[u8]) {
         if !self.writer.has_room(PACK_SIZE) {
-            let full = std::mem::replace(&mut self.writer, PackWriter::new(self.kind, PACK_SIZE));
+            let full = std::mem::replace(&mut self.writer, writer(self.kind, self.master.as_ref()));
             self.done.push(full.finish());
         }
         self.writer.push(id, plain.len(), self.sealer.seal(plain).unwrap());
@@ -143,6 +145,13 @@ impl Packer {
             self.done.push(self.writer.finish());
         }
         self.done
+    }
+}
+
+fn writer(kind: PackKind, master: Option<&MasterKey>) -> PackWriter {
+    match master {
+        Some(master) => PackWriter::sealing(master.pack_seal(Cipher::fastest()).unwrap(), Vec::new()),
+        None => PackWriter::new(kind, PACK_SIZE),
     }
 }
 

@@ -44,7 +44,8 @@ impl Orchestrator {
             Work::Restore { disks } => vec![None; disks.len()],
             Work::Diagnose { .. } => Vec::new(),
         };
-        let order = Order { job: JOB.to_owned(), id_key, watchdog_s: 30, progress_ms: 50, work };
+        let order =
+            Order { job: JOB.to_owned(), id_key, master_key: None, watchdog_s: 30, progress_ms: 50, work };
         let job = {
             let _guard = runtime.enter();
             service.open_job(JobGrant { job: JOB.to_owned(), order, bitmaps }).unwrap()

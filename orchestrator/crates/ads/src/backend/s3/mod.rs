@@ -17,7 +17,7 @@ mod reader;
 pub use address::S3Address;
 pub(super) use reader::{Ranges, Stretches};
 
-use super::{Backend, Listed, Object, Presence, TMP};
+use super::{Backend, KEYS, Listed, Object, Presence, TMP};
 use crate::Error;
 use client::Client;
 use std::io;
@@ -99,9 +99,10 @@ impl Backend for S3Backend {
     }
 
     fn prepare(&self) -> Result<(), Error> {
-        // What a probe left is no obstacle; there are never many.
+        // What a probe left is no obstacle, nor is a key that opens nothing; there are never many.
         let found = self.client.list("", 100).map_err(|error| self.error("list", "", error))?;
-        match found.iter().find(|object| !object.key.starts_with(TMP)) {
+        let harmless = |key: &str| key.starts_with(TMP) || key.starts_with(KEYS);
+        match found.iter().find(|object| !harmless(&object.key)) {
             None => Ok(()),
             Some(object) if object.key == super::CONFIG => {
                 Err(Error::Exists { dir: self.root(), reason: "it holds a store already".into() })

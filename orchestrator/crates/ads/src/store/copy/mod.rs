@@ -209,6 +209,7 @@ impl Store {
         {
             let _alone = backend.enter(true)?;
             backend.prepare()?;
+            self.copy_key_slots(&*backend)?;
             if !backend.put_new(CONFIG, &config)? {
                 let reason = "somebody else made a store there just now".into();
                 return Err(Error::Exists { dir: backend.root(), reason });

@@ -74,7 +74,8 @@ fn config_from(backend: &dyn Backend, from: &Store) -> Result<Vec<u8>, Error> {
     }
     let mut id = from.config.id;
     for object in backend.list(POINTS)? {
-        if let Ok((stored, _)) = points::read_point(backend, &object.key) {
+        if let Ok((stored, _)) = points::read_point(backend, &object.key, from.is_encrypted().then_some(None))
+        {
             id = stored.point.store;
             break;
         }

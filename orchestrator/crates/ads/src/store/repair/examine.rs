@@ -116,7 +116,7 @@ fn by_search(key: &IdKey, pack: &[u8], opener: &mut Opener) -> Contents {
     let mut tries = MAX_TRIES;
     let mut at = pack.len().saturating_sub(TRAILER_ENTRY_SIZE);
     while at >= floor && tries > 0 {
-        let entry = pack[at..].first_chunk().and_then(|bytes| Entry::from_bytes(bytes).ok());
+        let entry = pack[at..].first_chunk().and_then(|bytes| Entry::from_bytes(bytes, 0, None).ok());
         let proven = entry.filter(|entry| is_plausible(entry, at)).and_then(|entry| {
             tries -= 1;
             let kinds = [PackKind::Data, PackKind::Tree].into_iter();

@@ -80,7 +80,12 @@ impl Store {
         from: Option<&Store>,
         progress: &(dyn Fn(RepairProgress) + Sync),
     ) -> Result<RepairReport, Error> {
-        if let Some(from) = from.filter(|from| from.config.id_key != self.config.id_key) {
+        if self.is_encrypted() {
+            // Without the key nothing would be proven, and all that is good would count as damaged.
+            self.master()?;
+        }
+        let keys = |store: &Store| (store.config.id_key, store.config.master_check);
+        if let Some(from) = from.filter(|from| keys(from) != keys(self)) {
             let reason = "its id key is another one, so that nothing in it has the ids of this one".into();
             return Err(Error::OtherStore { dir: from.dir().to_owned(), reason });
         }
@@ -189,7 +194,7 @@ impl Repair<'_> {
         let backend = &*self.store.backend;
         let mut points = self.store.points()?.points;
         for object in backend.list(POINTS)? {
-            let Err(reason) = read_point(backend, &object.key) else { continue };
+            let Err(reason) = read_point(backend, &object.key, self.store.sealed()) else { continue };
             let Some(id) = named_by(&object.key).filter(|id| point_key(*id) == object.key) else { continue };
             let path = backend.place(&object.key);
             match self.copy_of_point(id) {
@@ -215,7 +220,7 @@ impl Repair<'_> {
     /// A restore point from where it is whole.
     fn copy_of_point(&self, id: PointId) -> Option<(StoredPoint, Vec<u8>)> {
         let backend = &*self.from?.backend;
-        let (stored, bytes) = read_point(backend, &point_key(id)).ok()?;
+        let (stored, bytes) = read_point(backend, &point_key(id), self.store.sealed()).ok()?;
         (stored.point.store == self.store.id()).then_some((stored, bytes))
     }
 
@@ -306,8 +311,8 @@ impl Repair<'_> {
 
     fn remember_node(&mut self, id: [u8; 32], sealed: Option<Sealed<'_>>, plain_size: u32) {
         let node = NodeId::from_bytes(id);
-        let Some(Sealed { codec, bytes }) = sealed else { return };
-        let object = StoredObject { pack: PackId::of(&[]), codec, plain_size, bytes: bytes.to_vec() };
+        let Some(Sealed { codec, lock, bytes }) = sealed else { return };
+        let object = StoredObject { pack: PackId::of(&[]), codec, lock, plain_size, bytes: bytes.to_vec() };
         if let Ok(opened) = object.open_node(&self.store.id_key, node) {
             self.known.nodes.insert(node, opened);
         }
@@ -535,7 +540,7 @@ impl Fetch<'_, '_> {
             return false;
         }
         let Some(found) = self.repair.fetch(object) else { return false };
-        let sealed = Sealed { codec: found.codec, bytes: &found.bytes };
+        let sealed = Sealed { codec: found.codec, lock: found.lock, bytes: &found.bytes };
         match self.repair.keep(object, Some(sealed), found.plain_size) {
             Ok(()) => {}
             Err(error) => self.failed = Some(error),
