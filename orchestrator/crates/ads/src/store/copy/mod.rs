@@ -483,7 +483,7 @@ impl<'a> Copier<'a> {
         to.backend.put(&key, &bytes)?;
         // After the point: a collector that takes the lease away later than this looks for points after that.
         if let Err(lost) = lease.check() {
-            to.remove_point(stored.id)?;
+            to.take_back(stored.id)?;
             return Err(Trouble::Stop(lost));
         }
         Ok(())
