@@ -1,5 +1,5 @@
 //! A store is read by `format/read_store.py`, which was written from FORMAT.md alone and shares no code with the product.
-//! `ABD_FOREIGN_DIR` holds the Python that has its two packages.
+//! `ABD_FOREIGN_DIR` holds the Python that has its packages.
 
 use e2e::{Lab, noise, sparse_digest, text};
 use serde_json::json;
@@ -19,12 +19,23 @@ impl Reader {
             return None;
         };
         let python = Path::new(&dir).join("venv/bin/python");
-        let has = Command::new(&python).args(["-c", "import blake3, zstandard"]).output();
+        let has =
+            Command::new(&python).args(["-c", "import blake3, zstandard, cryptography, argon2"]).output();
         if !has.is_ok_and(|output| output.status.success()) {
-            println!("skipped: the Python packages blake3 and zstandard are not installed");
+            println!(
+                "skipped: the Python packages blake3, zstandard, cryptography and argon2-cffi are not installed"
+            );
             return None;
         }
         Some(Self { python })
+    }
+
+    /// With the passphrase of an encrypted store.
+    fn read_with(&self, passphrase: &str, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format/read_store.py");
+        let mut python = Command::new(&self.python);
+        python.arg(script).args(arguments).env("ABD_STORE_PASSPHRASE", passphrase);
+        python.output().expect("Python starts")
     }
 
     fn read(&self, arguments: &[&str]) -> Output {
@@ -75,6 +86,37 @@ fn a_reader_that_knows_the_document_alone_restores_every_disk() {
             assert_eq!(found, held[live], "disk {at} of {}", stored.id);
         }
     }
+}
+
+#[test]
+fn a_reader_that_knows_the_document_alone_restores_from_an_encrypted_store() {
+    let (Some(reader), Some(lab)) = (Reader::new(), Lab::quick(&[])) else { return };
+    let passphrase = "the passphrase of this test";
+    let abd = |arguments: &[&str]| {
+        let mut command = lab.command(arguments);
+        command.env("ABD_STORE_PASSPHRASE", passphrase);
+        lab.finish(command).ok()
+    };
+    abd(&["store", "init", "--encrypt", "--kdf-memory", "1"]);
+    let vm = lab.vm("web01", &[(5 << 20) + 512]);
+    lab.write(&vm.vdis[0], 0, &noise(1, 300_000));
+    lab.write(&vm.vdis[0], 2 << 20, &text(2, 1_000_000));
+    abd(&["backup", "web01"]);
+    let list = abd(&["list"]).answer()["points"].clone();
+    let point = list[0]["id"].as_str().expect("an id").to_owned();
+    let store = lab.store();
+    let store = store.to_str().expect("a path of ours");
+    let list = reader.read_with(passphrase, &[store]);
+    assert!(list.status.success() && said(&list).contains("web01"), "{}", said(&list));
+    let file = lab.path("read.img");
+    let name = file.to_str().expect("a path of ours");
+    let output = reader.read_with(passphrase, &[store, &point, "0", name]);
+    assert!(output.status.success(), "{}", said(&output));
+    let bytes = std::fs::read(&file).expect("written");
+    let found = json!({"size": bytes.len(), "sparse_sha256": sparse_digest(&bytes)});
+    assert_eq!(found, lab.digest(&vm.vdis[0]));
+    let refused = reader.read_with("another passphrase", &[store]);
+    assert!(!refused.status.success() && said(&refused).contains("opens no key slot"), "{}", said(&refused));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod bound;
 mod copies;
 mod damage;
 mod doctor_delegate;
+mod encryption;
 mod faults;
 mod format;
 mod guest_agent;

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::report::{Event, Report, table};
-use ads::{Depth, ErrorKind, Pin, Place, PointId, Scope, Store, StoredPoint, VerifyReport};
+use crate::store_key;
+use ads::{Depth, ErrorKind, NewAccess, Pin, Place, PointId, Scope, Store, StoredPoint, VerifyReport};
 use blocks::ByteCount;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,16 +16,47 @@ const SHOWN_FINDINGS: usize = 20;
 const SHOWN_RANGES: usize = 10;
 
 /// Opens a store, a directory or `s3://BUCKET/PREFIX`; makes it first where nothing is there and `create` is set. The
-/// second value says whether it was made.
+/// second value says whether it was made. One that is encrypted is unlocked with what [`crate::store_key`] has.
 ///
 /// # Errors
-/// [`Kind::Store`] naming the place and what helps.
+/// [`Kind::Store`] naming the place and what helps; [`Kind::Auth`] where an encrypted store stays locked.
 pub fn open(path: &Path, create: bool) -> Result<(Arc<Store>, bool)> {
+    let (mut store, made) = open_or_make(path, create)?;
+    store_key::unlock(&mut store, true)?;
+    if store.is_locked() {
+        return Err(store_error(ads::Error::KeyNeeded { dir: store.dir().to_owned() }));
+    }
+    Ok((Arc::new(store), made))
+}
+
+/// Opens a store for what can be done without the key of an encrypted one: that stays locked where no key was named.
+///
+/// # Errors
+/// As [`open`]; also where a key was named and is the wrong one.
+pub fn open_locked(path: &Path) -> Result<Arc<Store>> {
+    let (mut store, _) = open_or_make(path, false)?;
+    store_key::unlock(&mut store, false)?;
+    Ok(Arc::new(store))
+}
+
+/// Makes an encrypted store where nothing is.
+///
+/// # Errors
+/// As [`open`]; [`Kind::Usage`] for a passphrase or a recipient that is no good.
+pub fn make_encrypted(path: &Path, access: &[NewAccess]) -> Result<Store> {
+    let place = Place::from_path(path).map_err(store_error)?;
+    Store::init_encrypted_at(&place, access).map_err(|error| match error {
+        ads::Error::KeyRefused { reason } => Error::new(Kind::Usage, reason),
+        error => store_error(error),
+    })
+}
+
+fn open_or_make(path: &Path, create: bool) -> Result<(Store, bool)> {
     let place = Place::from_path(path).map_err(store_error)?;
     match Store::open_at(&place) {
-        Ok(store) => Ok((Arc::new(store), false)),
+        Ok(store) => Ok((store, false)),
         Err(error) if error.kind() == ErrorKind::NotAStore && vacant(&place) => match create {
-            true => Ok((Arc::new(Store::init_at(&place).map_err(store_error)?), true)),
+            true => Ok((Store::init_at(&place).map_err(store_error)?, true)),
             false => Err(Error::new(Kind::Store, format!("there is no store at {place}")).remedy(
                 "name the store with --store; `abd store init` makes one there, and so does --init-store",
             )),
@@ -356,7 +388,7 @@ pub fn verify(
 fn verify_json(found: &VerifyReport) -> serde_json::Value {
     json!({
         "clean": found.is_clean(), "points": found.points, "disks": found.disks, "packs": found.packs,
-        "blocks": found.blocks, "nodes": found.nodes, "bytes_read": found.bytes_read,
+        "blocks": found.blocks, "unopened": found.unopened, "nodes": found.nodes, "bytes_read": found.bytes_read,
         "known_bad": found.known_bad.iter().map(|a| json!({
             "point": a.point, "vm": a.vm, "vdi": a.vdi, "offset": a.offset, "size": a.size,
         })).collect::<Vec<_>>(),
@@ -379,6 +411,12 @@ fn verify_text(found: &VerifyReport, read_data: bool) -> String {
     } else {
         "; structure only, --read-data reads every byte"
     });
+    if found.unopened > 0 {
+        text.push_str(&format!(
+            "\nNOT OPENED: {} blocks, for the store is encrypted and no key was named; their packs are what their names say",
+            found.unopened
+        ));
+    }
     for finding in found.findings.iter().take(SHOWN_FINDINGS) {
         text.push_str(&format!("\ndamaged: {finding}"));
         for affected in &finding.affects {

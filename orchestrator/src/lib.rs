@@ -42,6 +42,7 @@ pub mod schedule;
 pub mod selection;
 pub mod signing;
 pub mod spec;
+pub mod store_key;
 pub mod summary;
 pub mod template;
 pub mod tracking;

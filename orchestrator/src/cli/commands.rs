@@ -20,7 +20,7 @@ pub(super) async fn dispatch(session: &Session, command: Command) -> Result<()> 
         Command::Restore(args) => jobs::restore(session, args).await,
         Command::Plan(args) => plan::run(session, *args).await,
         Command::List { vm } => {
-            let (store, _) = catalog::open(&session.store, false)?;
+            let store = catalog::open_locked(&session.store)?;
             catalog::list(&store, vm.as_deref(), &session.report)
         }
         Command::Show { point } => {

@@ -48,7 +48,7 @@ fn rate(text: &str) -> std::result::Result<ByteCount, String> {
 
 /// Blocks; ends soon after `stop` turns true.
 pub(super) fn run(path: &Path, args: &CopyArgs, report: &Report, stop: &dyn Fn() -> bool) -> Result<()> {
-    let (store, _) = catalog::open(path, false)?;
+    let store = catalog::open_locked(path)?;
     let find = |name: &String| store.find_point(name).map(|stored| stored.id).map_err(store_error);
     let options = CopyOptions {
         points: args.points.iter().map(find).collect::<Result<_>>()?,

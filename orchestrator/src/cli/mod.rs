@@ -14,6 +14,7 @@ mod run;
 mod serve;
 mod stats;
 mod store;
+mod store_key;
 mod templates;
 mod verify;
 mod work;
@@ -64,6 +65,9 @@ pub struct Cli {
     /// [default: `store` in the state directory].
     #[arg(long, global = true, env = "ABD_STORE", value_name = "PLACE")]
     store: Option<PathBuf>,
+
+    #[command(flatten)]
+    key: crate::store_key::KeyArgs,
 
     /// More log lines on standard error; twice for every call.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -455,6 +459,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let state = State::open(cli.state_dir.unwrap_or_else(State::default_directory))?;
     ads::use_identity_file(state.client_key_path());
+    crate::store_key::tell(cli.key);
     let default_store = cli.store.is_none();
     let store = cli.store.unwrap_or_else(|| state.default_store());
     // Where a run's output goes to a mail or a file, its summary says it all; what happens goes to the log.

@@ -163,7 +163,16 @@ async fn serve(session: &Session, args: &ServeArgs) -> Result<()> {
             .remedy("name the directory or the bucket that it is in with --store"));
     }
     let stopped = watch_signals();
-    let store = super::jobs::open_store(session, &session.store, args.init_store).await?;
+    let path = session.store.clone();
+    let there = move || (!catalog::is_vacant(&path)).then(|| catalog::open_locked(&path)).transpose();
+    let there = tokio::task::spawn_blocking(there)
+        .await
+        .map_err(|error| Error::new(Kind::Failed, "opening the store was stopped").because(error))??;
+    let store = match there {
+        // Without a key, where it is encrypted: a server has no need of it.
+        Some(store) => store,
+        None => super::jobs::open_store(session, &session.store, args.init_store).await?,
+    };
     let raised = store.clone();
     let days = args.keep_at_least;
     let floor = super::retention::blocking(move || {
@@ -231,7 +240,7 @@ async fn collect_every(session: &Session, serving: Arc<Store>, every: Duration) 
         pause = every;
         let (path, serving) = (session.store.clone(), serving.clone());
         let work = move || {
-            let (store, _) = catalog::open(&path, false)?;
+            let store = catalog::open_locked(&path)?;
             let found = store.collect(&GcOptions::default(), &|_, _| {}).map_err(catalog::store_error)?;
             serving.refresh().map_err(catalog::store_error)?;
             Ok::<_, Error>(found)

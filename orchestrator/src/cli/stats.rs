@@ -15,7 +15,7 @@ type Month = (u64, ByteCount);
 pub(super) async fn run(session: &Session, vm: Option<String>, by_point: bool) -> Result<()> {
     let (directory, report) = (session.store.clone(), session.report.clone());
     let count = move || {
-        let (store, _) = catalog::open(&directory, false)?;
+        let store = catalog::open_locked(&directory)?;
         let found = store
             .statistics(&|done, total| {
                 report.event(&Event::Pieces { what: "restore points".into(), done, total })

@@ -2,6 +2,7 @@
 
 use super::copy::{self, CopyArgs};
 use super::jobs::watch_signals;
+use super::store_key::{InitArgs, KeyCommand};
 use super::{Session, serve};
 use crate::catalog;
 use crate::error::{Error, Kind, Result};
@@ -17,9 +18,12 @@ use std::time::Duration;
 pub(super) enum StoreCommand {
     /// Make a store where nothing is: in a directory that is missing or empty, or in a bucket below a prefix.
     #[command(
-        after_help = "Example:\n  abd --store /srv/abd store init\n  abd --store 's3://backups/abd?endpoint=https://minio.lan:9000' store init"
+        after_help = "Example:\n  abd --store /srv/abd store init\n  abd --store 's3://backups/abd?endpoint=https://minio.lan:9000' store init\n  abd --store /srv/abd store init --encrypt"
     )]
-    Init,
+    Init(InitArgs),
+    /// Say who can open an encrypted store, and change that.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Say where the store is and how much it holds.
     #[command(after_help = "Example:\n  abd store info\n  abd --json store info | jq .bytes")]
     Info,
@@ -90,7 +94,8 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
     let stop = matches!(command, StoreCommand::Copy(_)).then(watch_signals);
     let work = move || match command {
         StoreCommand::ClientKey => Ok(()),
-        StoreCommand::Init => init(&path, &report),
+        StoreCommand::Init(args) => init(&path, &args, &report),
+        StoreCommand::Key(command) => super::store_key::run(&path, &command, &report),
         StoreCommand::Info => info(&path, &report),
         StoreCommand::Check => check(&path, &report),
         StoreCommand::Gc { dry_run, repack_below, grace, only_here, lists_lag } => {
@@ -114,19 +119,26 @@ pub(super) async fn run(session: &Session, command: StoreCommand) -> Result<()> 
         .map_err(|error| Error::new(Kind::Failed, "the work on the store was stopped").because(error))?
 }
 
-fn init(path: &Path, report: &Report) -> Result<()> {
-    let (store, made) = catalog::open(path, true)?;
+fn init(path: &Path, args: &InitArgs, report: &Report) -> Result<()> {
+    let (store, made) = args.make(path)?;
     if !made {
         let text = format!("{} holds a store already", store.dir().display());
         return Err(Error::new(Kind::Store, text).remedy("see `abd store info`"));
     }
-    let value = json!({"store": store.id(), "place": store.dir()});
-    report.answer(&value, || format!("made a store at {}", store.dir().display()));
+    let encrypted = store.is_encrypted();
+    let value = json!({"store": store.id(), "place": store.dir(), "encrypted": encrypted});
+    report.answer(&value, || match encrypted {
+        false => format!("made a store at {}", store.dir().display()),
+        true => format!(
+            "made an encrypted store at {}\nprint its recovery kit now, with `abd store key export`: without a key nobody can read it",
+            store.dir().display()
+        ),
+    });
     Ok(())
 }
 
 fn info(path: &Path, report: &Report) -> Result<()> {
-    let (store, _) = catalog::open(path, false)?;
+    let store = catalog::open_locked(path)?;
     let points = store.points().map_err(catalog::store_error)?;
     let usage = store.usage();
     let standing = store.standing().map_err(catalog::store_error)?;
@@ -166,7 +178,7 @@ fn gc(path: &Path, options: &GcOptions, report: &Report) -> Result<()> {
             "there, run `abd serve --gc-every 24h`, or `abd store gc`; here, --dry-run counts what could go",
         ));
     }
-    let (store, _) = catalog::open(path, false)?;
+    let store = catalog::open_locked(path)?;
     let progress = |done, total| report.event(&Event::Pieces { what: "restore points".into(), done, total });
     let found = store.collect(options, &progress).map_err(|error| match error {
         ads::Error::StaleLists { .. } => catalog::store_error(error)
@@ -217,7 +229,7 @@ fn described(points: &Points) -> String {
 }
 
 fn check(path: &Path, report: &Report) -> Result<()> {
-    let (store, _) = catalog::open(path, false)?;
+    let store = catalog::open_locked(path)?;
     let place = match store.standing().map_err(catalog::store_error)? {
         Some(standing) => Tried::Served(standing),
         None => Tried::Probed(store.probe().map_err(catalog::store_error)?),

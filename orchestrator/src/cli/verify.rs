@@ -50,7 +50,7 @@ fn parse_part(text: &str) -> std::result::Result<(u32, u32), String> {
 pub(super) async fn verify(session: &Session, args: VerifyArgs) -> Result<()> {
     let (path, report, state) = (session.store.clone(), session.report.clone(), session.state.clone());
     let work = move || {
-        let (store, _) = catalog::open(&path, false)?;
+        let store = catalog::open_locked(&path)?;
         let share = match (args.sample, args.part) {
             (Some(percent), _) => Some(Share::Sample { percent, seed: args.seed.unwrap_or_else(any_seed) }),
             (_, Some((number, of))) => Some(Share::Part { number, of }),

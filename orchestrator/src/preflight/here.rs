@@ -92,8 +92,8 @@ impl Here {
 }
 
 fn look_at_store(path: &Path) -> StoreFacts {
-    let state = match catalog::open(path, false) {
-        Ok((store, _)) => {
+    let state = match catalog::open_locked(path) {
+        Ok(store) => {
             let usage = store.usage();
             let skipped = store.skipped_packs().iter();
             StoreState::Open {

@@ -321,7 +321,8 @@ impl Check<'_> {
             self.find(Damage::Pack { id, path: backend.place(&pack_key(id)) }, reason);
         }
         let size = u32::try_from(bytes.len()).map_err(|_| "it is too large")?;
-        Ok((size, index, found == id && damaged.is_none()))
+        // What could not be opened has not had its turn.
+        Ok((size, index, opened && found == id && damaged.is_none()))
     }
 
     fn object_damaged(
