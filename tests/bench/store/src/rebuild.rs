@@ -14,7 +14,7 @@ pub(crate) fn rebuild(entries: u64, dir: &Path) -> Result<Value, Error> {
     for number in 0..entries.div_ceil(PACK_ENTRIES) {
         let mut writer = PackWriter::new(PackKind::Data, 64 << 10);
         for object in number * PACK_ENTRIES..((number + 1) * PACK_ENTRIES).min(entries) {
-            writer.push(id(object), 1, Sealed { codec: Codec::Stored, bytes: &[1] });
+            writer.push(id(object), 1, Sealed::clear(Codec::Stored, &[1]));
         }
         let pack = writer.finish();
         let name = pack.id.to_string();
