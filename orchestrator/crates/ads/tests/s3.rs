@@ -5,14 +5,16 @@
 
 mod support;
 
-use ads::{Backend, Depth, ErrorKind, Place, Probe, Scope, Store};
+use ads::{Backend, CopyOptions, Depth, ErrorKind, GcOptions, Place, Probe, Scope, Store};
 use std::cell::Cell;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use support::cluster::Cluster;
+use support::memory::Memory;
 use support::servers::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Server, Trouble, store_at};
-use support::{backup, chain, disk, restore, suite};
+use support::{GO_ON, backup, chain, disk, restore, suite};
 use tempfile::TempDir;
 
 /// A server and a file with its keys.
@@ -73,6 +75,43 @@ fn seaweedfs_passes_the_suite() {
     let probe = Probe::run(&*backend(&bench.address("probe"))).unwrap();
     println!("SeaweedFS: {probe:?}");
     wrong_keys_and_buckets_are_told(&bench);
+}
+
+/// Objects are kept by two of three servers: a store lives on while one of them is dead.
+#[test]
+fn several_nodes_pass_the_suite_and_one_of_them_may_die_in_between() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    let dir = TempDir::new().unwrap();
+    let keys = credentials(&dir);
+    let address = |prefix: &str| format!("{}&credentials={}", cluster.store(prefix), keys.display());
+    let count = Cell::new(0);
+    suite::run(&|| {
+        count.set(count.get() + 1);
+        backend(&address(&format!("suite/{}", count.get())))
+    });
+    let place: Place = address("dying").parse().unwrap();
+    let store = Store::init_at(&place).unwrap();
+    let first = disk(1, 60 * 65536 + 512);
+    let before = backup(&store, "before", &first).unwrap();
+    cluster.stop_node(1);
+    // By who had it open, and by who opens it.
+    let second = disk(2, 60 * 65536 + 512);
+    let during = backup(&store, "during", &second).unwrap();
+    drop(store);
+    let store = Arc::new(Store::open_at(&place).unwrap());
+    assert!(store.skipped_packs().is_empty(), "{:?}", store.skipped_packs());
+    for (id, bytes) in [(before, &first), (during, &second)] {
+        assert!(restore(&store, &store.point(id).unwrap().point.disks[0].tree).unwrap() == *bytes);
+    }
+    let report = store.verify(&Scope::All, Depth::EveryByte, &|_| ()).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    // And it is cleaned, and copied away.
+    store.remove_point(before).unwrap();
+    assert!(store.collect(&GcOptions::default(), &|_, _| ()).unwrap().removed > 0);
+    let there = Arc::new(store.init_copy_on(Arc::new(Memory::default())).unwrap());
+    let copied = store.copy_to(&there, &CopyOptions::default(), &GO_ON).unwrap();
+    assert_eq!((copied.copied.len(), copied.stopped.is_none()), (1, true), "{copied:?}");
+    assert!(there.verify(&Scope::All, Depth::EveryByte, &|_| ()).unwrap().is_clean());
 }
 
 fn wrong_keys_and_buckets_are_told(bench: &Bench) {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod client;
+pub mod cluster;
 pub mod crash;
 pub mod faults;
 pub mod late;
