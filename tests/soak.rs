@@ -2,7 +2,8 @@
 //! disks, while calls fail, connections break and processes die, all drawn from one seed.
 //!
 //! After each run every restore point is compared with what the simulator says its disks held at the snapshot, and
-//! with what this test wrote to them. Nothing of the users' may be missing, and nothing of ours may be left over.
+//! with what this test wrote to them. Nothing of the users' may be missing, and nothing of ours may be left over. Old points
+//! are removed and what only they needed is collected, beside jobs and between them; at the end every byte of the rest is read.
 //!
 //! The plan is the same each time; `SEED=` draws another, `SEED=random` a new one, `SOAK_JOBS=` makes it longer or shorter. Which call of which job the n-th one is
 //! when several jobs run at once, and what a line of output coincides with, is up to the machine: a seed that fails
@@ -12,8 +13,9 @@ mod checks;
 mod plan;
 mod run;
 
+use ads::{GcOptions, Store};
 use checks::Checks;
-use e2e::{Admin, Draw, Lab, Model};
+use e2e::{Admin, Draw, Lab, Model, Output};
 use plan::{HOSTS, Plan, Trouble};
 use run::{Ended, execute};
 use serde_json::Value;
@@ -21,6 +23,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Jobs of the long soak, unless `SOAK_JOBS` says otherwise.
@@ -30,6 +33,12 @@ const JOBS_BEFORE_TRACKING: u64 = 120;
 const VMS: usize = 20;
 /// Rounds between two checks of the store's structure and of every user disk.
 const ROUNDS_PER_VERIFY: u64 = 25;
+/// Rounds between two in which a collection runs beside the jobs.
+const ROUNDS_PER_COLLECTION: u64 = 3;
+/// Rounds between two removals of all but a VM's newest restore points, and of what only the others needed.
+const ROUNDS_PER_PRUNING: u64 = 8;
+/// Restore points of a VM that a removal leaves.
+const KEPT_POINTS: &str = "3";
 /// A round that takes longer is told: something is waited for.
 const LONG_ROUND: Duration = Duration::from_secs(15);
 /// The plan that is drawn unless `SEED` says otherwise.
@@ -69,6 +78,22 @@ struct Counts {
     faults: BTreeMap<&'static str, (u64, u64)>,
     alarms: u64,
     reconciles: u64,
+    collections: u64,
+    /// Restore points.
+    removed: u64,
+    /// Collections that freed something.
+    fruitful: u64,
+    /// Packs.
+    freed: u64,
+}
+
+impl Counts {
+    /// A collection removed so many packs.
+    fn freed(&mut self, packs: u64) {
+        self.collections += 1;
+        self.fruitful += u64::from(packs > 0);
+        self.freed += packs;
+    }
 }
 
 impl fmt::Display for Counts {
@@ -78,10 +103,14 @@ impl fmt::Display for Counts {
         let kinds = self.faults.iter().map(|(kind, (drawn, struck))| format!("{kind} {struck} of {drawn}"));
         write!(
             f,
-            "{}), {} kills, {} reconciled",
+            "{}), {} kills, {} reconciled, {} collections of which {} freed {} packs, {} points removed",
             kinds.collect::<Vec<_>>().join(", "),
             self.kills,
-            self.reconciles
+            self.reconciles,
+            self.collections,
+            self.fruitful,
+            self.freed,
+            self.removed
         )
     }
 }
@@ -136,7 +165,12 @@ impl Soak {
             }
         };
         self.checks.expect(&mut self.model, &plan.vms, plan.exclude);
+        let collects = self.checks.has_points() && round.is_multiple_of(ROUNDS_PER_COLLECTION);
+        let collector = collects.then(|| self.lab.spawn(&["store", "gc"]));
         let ended = execute(&self.lab, &mut self.model, &self.hosts, &mut self.next, &plan, more)?;
+        if let Some(collector) = collector {
+            self.collected(&collector.finish())?;
+        }
         self.count(&plan, &ended);
         self.judge(&plan, &ended)?;
         self.checks.compare(&ended)?;
@@ -152,9 +186,40 @@ impl Soak {
         if let Some(vm) = plan.clock_back {
             self.checks.set_clock_back(self.model.uuid(vm))?;
         }
+        if self.checks.has_points() && round.is_multiple_of(ROUNDS_PER_PRUNING) {
+            self.prune()?;
+        }
         if round.is_multiple_of(ROUNDS_PER_VERIFY) {
             self.verify(&["verify"])?;
         }
+        Ok(())
+    }
+
+    /// Removes old restore points and what only they needed: condemned by one collection, removed by the next. No job
+    /// runs, so that every lease is a dead one's: none is given the day that `abd store gc` gives.
+    fn prune(&mut self) -> Result<(), String> {
+        let output = self.lab.abd(&["prune", "--all", "--keep-last", KEPT_POINTS, "--yes"]);
+        if output.code != 0 {
+            return Err(format!("prune ends with {}: {:#?}", output.code, output.events));
+        }
+        self.counts.removed += output.answer()["removed"].as_array().map_or(0, Vec::len) as u64;
+        let failed = |error: ads::Error| format!("a collection between jobs: {error}");
+        let options = GcOptions { grace: Duration::ZERO, ..GcOptions::default() };
+        for _ in 0..2 {
+            let store = Arc::new(Store::open(&self.lab.store()).map_err(failed)?);
+            let report = store.collect(&options, &|_, _| ()).map_err(failed)?;
+            self.counts.freed(report.removed);
+        }
+        Ok(())
+    }
+
+    fn collected(&mut self, output: &Output) -> Result<(), String> {
+        if output.code != 0 {
+            return Err(format!("a collection ends with {}: {:#?}", output.code, output.events));
+        }
+        let removed =
+            output.answer()["removed"].as_u64().ok_or("a collection does not say what it removed")?;
+        self.counts.freed(removed);
         Ok(())
     }
 

@@ -98,6 +98,11 @@ impl Checks {
         }
     }
 
+    /// Whether there was a restore point yet.
+    pub(super) fn has_points(&self) -> bool {
+        !self.seen.is_empty()
+    }
+
     /// Restore points that were not there before.
     fn fresh(&self) -> Result<Vec<PointId>, String> {
         let Ok(files) = std::fs::read_dir(self.store.join("points")) else { return Ok(Vec::new()) };
