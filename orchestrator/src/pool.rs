@@ -29,6 +29,11 @@ pub const TAG_SELF: &str = "abd:self";
 /// `other_config` key of a template that another one took the place of: that one's uuid, or `removed`.
 pub const TAG_RETIRED: &str = "abd:retired";
 
+/// `other_config` key of a template: a number that is written once. The import that brought it in writes one that is
+/// higher than those of all templates that were there, unless another import wrote 0 before it. Of two templates the
+/// one with the higher number may take the other's place, never the other way round.
+pub const TAG_TICKET: &str = "abd:ticket";
+
 /// `other_config` key of a delegate that is kept, halted, for a later job: until when, as RFC 3339 text.
 pub const TAG_IDLE: &str = "abd:idle";
 

@@ -4,7 +4,7 @@ use super::version::compare;
 use super::{Template, VERSION};
 use crate::error::{Context, Error, Kind, Result};
 use crate::ownership::job_of_name;
-use crate::pool::{Pool, TAG_IDLE, TAG_JOB, TAG_RETIRED};
+use crate::pool::{Pool, TAG_IDLE, TAG_JOB, TAG_RETIRED, TAG_TICKET};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use xapi::{PowerState, Ref, Sr, Vbd, VbdType, Vdi, Vm};
@@ -49,6 +49,8 @@ pub struct Found {
     pub state: State,
     /// What its mark says took its place: a template's uuid, or [`REMOVED`].
     pub successor: Option<String>,
+    /// What it was given when it came; none where its import has not got so far.
+    pub ticket: Option<u64>,
     /// Whether that holds: its place is taken, whatever else is the matter with it. It may be removed.
     pub is_replaced: bool,
     /// Its disks: uuid, and whether their storage still has them.
@@ -124,6 +126,8 @@ fn of_records(
         Found {
             state,
             successor: vm.other_config.get(TAG_RETIRED).cloned(),
+            // What nobody of us wrote is the lowest: nobody can write another.
+            ticket: vm.other_config.get(TAG_TICKET).map(|text| text.parse().unwrap_or(0)),
             is_replaced: false,
             disks: present.iter().map(|vdi| (vdi.uuid.to_string(), !vdi.missing)).collect(),
             storage: present.iter().map(|vdi| vdi.sr.clone()).collect(),
@@ -133,14 +137,19 @@ fn of_records(
         }
     };
     let mut found: Vec<Found> = vms.iter().filter(|(_, vm)| is_template(vm)).map(one).collect();
-    let replaced: Vec<bool> = (0..found.len()).map(|at| is_replaced(&found, at)).collect();
+    judge(&mut found);
+    found
+}
+
+/// Works out which of them are replaced, from their marks.
+pub(super) fn judge(found: &mut [Found]) {
+    let replaced: Vec<bool> = (0..found.len()).map(|at| is_replaced(found, at)).collect();
     for (found, is_replaced) in found.iter_mut().zip(replaced) {
         found.is_replaced = is_replaced;
         if is_replaced && found.state == State::Live {
             found.state = State::Retired;
         }
     }
-    found
 }
 
 /// Whether something that works took a template's place. A mark alone says little: what it names may be gone, or may

@@ -2,13 +2,13 @@
 //!
 //! The pool makes the template and its disk, and undoes both where the upload fails or is cut: until the disk is whole
 //! the VM says that it is being imported, and nobody takes it for a template. Only then are those that it replaces let
-//! go of. Two imports at once may both succeed; which of two equal templates stays is decided by their uuids, so that
+//! go of. Two imports at once may both succeed; which template stays is decided by tickets (`tickets.rs`), so that
 //! everybody who looks decides alike.
 
 use super::census::{Found, State, newest, survey, too_old};
 use super::retire::{let_go, sweep};
 use super::version::compare;
-use super::{Template, VERSION, check};
+use super::{Template, VERSION, check, tickets};
 use crate::error::{Context, Error, Kind, Result, file_error};
 use crate::pool::Pool;
 use crate::removal::Removed;
@@ -17,13 +17,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use xapi::{Host, Pbd, Ref, Sr, Upload, Vm};
-
-/// Between the marks on those that are replaced and their removal. Another import that looked before our mark was there may
-/// mark ours meanwhile; it does so right after it looked, and then both see both marks and decide alike. Without the
-/// pause one might remove the other's before it knows, and be removed by it.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// What an import came to.
 #[derive(Clone, Debug)]
@@ -56,26 +50,18 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
             "update abd on this machine to version {newer}; to go back, remove that template first: abd template remove"
         )));
     }
-    let (template, is_new) = match elect(&found, &digest, sr) {
+    let (own, is_uploaded) = match elect(&found, &digest, sr) {
         Some(present) => (present.template.clone(), false),
-        None => {
-            let uploaded = upload(pool, path, sr, report).await?;
-            let now = survey(pool).await?;
-            let elected = elect(&now, &digest, sr).map(|found| found.template.clone());
-            let elected = elected.unwrap_or_else(|| uploaded.clone());
-            let is_ours = elected.uuid == uploaded.uuid;
-            (elected, is_ours)
-        }
+        None => (upload(pool, path, sr, report).await?, true),
     };
-    let mut replaced = replaced_by(pool, &template, sr).await?;
-    if is_replaced(pool, &template).await? {
-        // Somebody else imported at the same moment and was faster: his stays.
-        replaced.clear();
-    }
-    let_go(pool, &replaced, Some(&template.uuid)).await?;
-    if !replaced.is_empty() {
-        tokio::time::sleep(SETTLE).await;
-    }
+    let now = tickets::take(pool, &own).await?;
+    let (template, Replaced { all: replaced, unmarked }) = match tickets::winner(&now, sr) {
+        // Perhaps of somebody else who imported at the same moment: then his stays.
+        Some(winner) => (winner.template.clone(), replaced_by(pool, winner, sr).await?),
+        None => (own.clone(), Replaced::default()),
+    };
+    let is_new = is_uploaded && template.uuid == own.uuid;
+    let_go(pool, &unmarked, Some(&template.uuid)).await?;
     let mut swept = Removed::default();
     let waiting = sweep(pool, &mut swept).await?;
     for leftover in swept.leftovers {
@@ -97,12 +83,6 @@ pub async fn import(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>
     })
 }
 
-/// Whether another one that works has taken this one's place.
-async fn is_replaced(pool: &Pool, template: &Template) -> Result<bool> {
-    let found = survey(pool).await?;
-    Ok(found.iter().any(|one| one.template.uuid == template.uuid && one.is_replaced))
-}
-
 /// Another template that took the place of this one at the same moment, where that is so.
 fn live_now(now: &[Found], template: &Template, sr: &Ref<Sr>) -> Result<Option<Template>> {
     let mut live = now.iter().filter(|one| one.state == State::Live);
@@ -116,7 +96,7 @@ fn live_now(now: &[Found], template: &Template, sr: &Ref<Sr>) -> Result<Option<T
     })
 }
 
-/// The template of this content on this storage that stays, of however many there are.
+/// The template of this content on this storage, where none that came later stands in its way.
 fn elect<'a>(found: &'a [Found], digest: &str, sr: &Ref<Sr>) -> Option<&'a Found> {
     let equal = found.iter().filter(|one| {
         let content = (one.template.version.as_str(), one.template.digest.as_str());
@@ -124,7 +104,16 @@ fn elect<'a>(found: &'a [Found], digest: &str, sr: &Ref<Sr>) -> Option<&'a Found
             && content == (VERSION, digest)
             && one.storage.iter().all(|there| there == sr)
     });
-    equal.min_by(|left, right| left.template.uuid.cmp(&right.template.uuid))
+    let is_last = |one: &&Found| {
+        !found.iter().any(|other| {
+            // Also a broken one: only what comes after it may take its place.
+            matches!(other.state, State::Live | State::Broken(_))
+                && !other.is_replaced
+                && other.storage.iter().all(|there| there == sr)
+                && tickets::outranks(other, one)
+        })
+    };
+    equal.filter(is_last).max_by_key(|one| (one.ticket, &one.template.uuid))
 }
 
 async fn upload(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>) -> Result<Template> {
@@ -161,9 +150,18 @@ async fn upload(pool: &Pool, path: &Path, sr: &Ref<Sr>, report: &Arc<Report>) ->
     })
 }
 
+/// The templates that one takes the place of.
+#[derive(Default)]
+struct Replaced {
+    all: Vec<Found>,
+    /// Which of these have no mark that says so yet.
+    unmarked: Vec<Found>,
+}
+
 /// The templates that one takes the place of: whatever is on the same storage or has no disk any more, and, on other
-/// storage, another version or content where every host that sees the old one sees the new one.
-async fn replaced_by(pool: &Pool, template: &Template, sr: &Ref<Sr>) -> Result<Vec<Found>> {
+/// storage, another version or content where every host that sees the old one sees the new one. None that came later.
+async fn replaced_by(pool: &Pool, winner: &Found, sr: &Ref<Sr>) -> Result<Replaced> {
+    let template = &winner.template;
     let pbds =
         pool.client.get_all_records::<Pbd>().await.context(|| "look where storage is plugged".into())?;
     let hosts = |sr: &Ref<Sr>| -> BTreeSet<Ref<Host>> {
@@ -171,15 +169,18 @@ async fn replaced_by(pool: &Pool, template: &Template, sr: &Ref<Sr>) -> Result<V
         plugged.map(|pbd| pbd.host.clone()).collect()
     };
     let reach = hosts(sr);
-    let mut found = survey(pool).await?;
-    found.retain(|one| {
+    let found = survey(pool).await?;
+    let is_replaced = |one: &&Found| {
         let same = (&one.template.version, &one.template.digest) == (&template.version, &template.digest);
         let covered = || one.storage.iter().all(|there| hosts(there).is_subset(&reach));
         one.template.uuid != template.uuid
             && one.state != State::Importing
+            && tickets::outranks(winner, one)
             && (one.storage.iter().all(|there| there == sr) || (!same && covered()))
-    });
-    Ok(found)
+    };
+    let all: Vec<Found> = found.iter().filter(is_replaced).cloned().collect();
+    let unmarked = all.iter().filter(|one| tickets::is_to_mark(&found, one, winner)).cloned().collect();
+    Ok(Replaced { all, unmarked })
 }
 
 /// Where a template goes that nobody named storage for: the pool's default storage; else the one that most hosts see,
@@ -237,6 +238,7 @@ mod tests {
             },
             state,
             successor: None,
+            ticket: None,
             is_replaced: false,
             disks: vec![],
             storage: vec![Ref::from_opaque(sr)],
@@ -251,8 +253,21 @@ mod tests {
             elect(found, "d", &Ref::from_opaque("s")).map(|found| found.template.uuid.clone())
         };
         let (a, b) = (template("a", "d", "s", State::Live), template("b", "d", "s", State::Live));
-        assert_eq!(elected(&[a.clone(), b.clone()]).as_deref(), Some("a"));
-        assert_eq!(elected(&[b.clone(), a.clone()]).as_deref(), Some("a"));
+        assert_eq!(elected(&[a.clone(), b.clone()]).as_deref(), Some("b"));
+        assert_eq!(elected(&[b.clone(), a.clone()]).as_deref(), Some("b"));
+        let with = |found: &Found, ticket| Found { ticket: Some(ticket), ..found.clone() };
+        assert_eq!(elected(&[with(&a, 2), with(&b, 1)]).as_deref(), Some("a"));
+        let later = with(&template("c", "another", "s", State::Live), 2);
+        assert_eq!(
+            elected(&[with(&a, 1), later.clone()]),
+            None,
+            "it would take its place again: import anew"
+        );
+        assert_eq!(elected(&[with(&a, 3), later.clone()]).as_deref(), Some("a"));
+        let broken = Found { state: State::Broken("it is".into()), ..later };
+        assert_eq!(elected(&[with(&a, 1), broken.clone()]), None, "it would stay for good: import anew");
+        let removed = Found { is_replaced: true, ..broken };
+        assert_eq!(elected(&[with(&a, 1), removed]).as_deref(), Some("a"));
         let importing = template("a", "d", "s", State::Importing);
         assert_eq!(elected(&[importing, b]).as_deref(), Some("b"), "half a template is none yet");
         for other in [

@@ -8,6 +8,7 @@
 mod census;
 mod import;
 mod retire;
+mod tickets;
 mod version;
 
 pub use census::{Found, State, TemplateAt, survey, unchanged, usable};

@@ -10,14 +10,21 @@ use crate::retry::{is_gone, until_free_raw};
 use xapi::{Vdi, Vm};
 
 /// Marks templates: jobs do not clone them any more, and [`sweep`] may remove them. `successor` is the uuid of the one
-/// that took their place, where there is one. Those that are gone already are no error.
+/// that took their place, where there is one. Those that are gone already are no error. A mark that somebody else set
+/// since they were looked at stays: to write over it would take it away for a moment.
 ///
 /// # Errors
 /// What the pool refuses.
 pub async fn let_go(pool: &Pool, templates: &[Found], successor: Option<&str>) -> Result<()> {
-    for Found { template, .. } in templates {
-        let value = successor.unwrap_or(REMOVED);
-        match pool.client.add_to_other_config(&template.reference, TAG_RETIRED, value).await {
+    for Found { template, successor: known, .. } in templates {
+        let (vm, value) = (&template.reference, successor.unwrap_or(REMOVED));
+        let marked = match (successor, known) {
+            (Some(_), None) => pool.client.set_other_config_once(vm, TAG_RETIRED, value).await,
+            _ => pool.client.add_to_other_config(vm, TAG_RETIRED, value).await,
+        };
+        match marked {
+            // Two write over the same mark: the other's is there.
+            Err(error) if successor.is_some() && error.code() == "MAP_DUPLICATE_KEY" => {}
             Err(error) if !is_gone(&error) => {
                 return Err(error).context(|| format!("mark template {}", template.uuid));
             }

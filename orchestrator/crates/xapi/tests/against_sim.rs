@@ -153,7 +153,11 @@ async fn a_whole_job(flavour: &str, json: bool) {
     let second = client.vm_snapshot(&vm, "abd-job-snapshot", &disks[1..]).await.expect("snapshot");
     client.add_to_other_config(&second, "abd:job", "1").await.expect("tag");
     client.add_to_other_config(&second, "abd:job", "2").await.expect("another tag");
-    assert_eq!(client.get_record(&second).await.expect("record").other_config["abd:job"], "2");
+    client.set_other_config_once(&second, "abd:job", "3").await.expect("no error, and no change");
+    client.set_other_config_once(&second, "abd:ticket", "1").await.expect("a number");
+    client.set_other_config_once(&second, "abd:ticket", "2").await.expect("no error, and no change");
+    let tags = client.get_record(&second).await.expect("record").other_config;
+    assert_eq!((tags["abd:job"].as_str(), tags["abd:ticket"].as_str()), ("2", "1"));
     let second_disks = snapshot_disks(&client, &second, &disks[..1]).await;
     let bitmap = client.vdi_list_changed_blocks(&first_disks[0], &second_disks[0]).await.expect("bitmap");
     // 49 blocks of 64 KiB: block 1 and the last one, number 48.

@@ -77,6 +77,21 @@ impl Client {
         }
     }
 
+    /// Sets one entry of `other_config` unless there is one of this key: of all who do so the first decides, for the pool
+    /// refuses any other value.
+    pub async fn set_other_config_once<T: Class>(
+        &self,
+        reference: &Ref<T>,
+        key: &str,
+        value: &str,
+    ) -> Result<()> {
+        let method = format!("{}.add_to_other_config", T::NAME);
+        match self.act(&method, vec![reference.into(), key.into(), value.into()]).await {
+            Err(error) if error.code() == "MAP_DUPLICATE_KEY" => Ok(()),
+            done => done,
+        }
+    }
+
     /// Removes one entry of `other_config`; an absent one is no error.
     pub async fn remove_from_other_config<T: Class>(&self, reference: &Ref<T>, key: &str) -> Result<()> {
         self.act(&format!("{}.remove_from_other_config", T::NAME), vec![reference.into(), key.into()]).await
