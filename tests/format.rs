@@ -3,6 +3,7 @@
 
 use e2e::{Lab, noise, sparse_digest, text};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -34,7 +35,7 @@ impl Reader {
     fn read_with(&self, passphrase: &str, arguments: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format/read_store.py");
         let mut python = Command::new(&self.python);
-        python.arg(script).args(arguments).env("ABD_STORE_PASSPHRASE", passphrase);
+        python.arg("-B").arg(script).args(arguments).env("ABD_STORE_PASSPHRASE", passphrase);
         python.output().expect("Python starts")
     }
 
@@ -44,7 +45,7 @@ impl Reader {
 
     fn run(&self, script: &str, arguments: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("format").join(script);
-        Command::new(&self.python).arg(script).args(arguments).output().expect("Python starts")
+        Command::new(&self.python).arg("-B").arg(script).args(arguments).output().expect("Python starts")
     }
 }
 
@@ -169,14 +170,43 @@ fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn the_objects_that_are_kept_are_those_that_the_document_gives() {
     let Some(reader) = Reader::new() else { return };
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../orchestrator/crates/ads/tests/fixtures/golden");
+    let kept = golden();
     let dir = tempfile::tempdir().expect("a directory");
-    let output = reader.run("write_objects.py", &[dir.path().to_str().expect("a path of ours")]);
-    assert!(output.status.success(), "{}", said(&output));
+    for script in ["write_objects.py", "write_sealed.py"] {
+        let output = reader.run(script, &[dir.path().to_str().expect("a path of ours")]);
+        assert!(output.status.success(), "{script}: {}", said(&output));
+    }
     let (kept, written) = (contents(&kept), contents(dir.path()));
     let names = |found: &BTreeMap<PathBuf, Vec<u8>>| found.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&kept), names(&written));
     for (name, bytes) in kept {
         assert!(written[&name] == bytes, "{}", name.display());
+    }
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../orchestrator/crates/ads/tests/fixtures/golden")
+}
+
+/// Both were written from the document alone, so what one writes and the other reads is what the document says.
+#[test]
+fn a_reader_that_knows_the_document_alone_reads_the_encrypted_store_that_is_kept() {
+    let Some(reader) = Reader::new() else { return };
+    let about = std::fs::read(golden().join("sealed.json")).expect("readable");
+    let about: serde_json::Value = serde_json::from_slice(&about).expect("JSON");
+    let passphrase = about["passphrase"].as_str().expect("text");
+    let store = golden().join("sealed");
+    let store = store.to_str().expect("a path of ours");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("read.img");
+    let name = file.to_str().expect("a path of ours");
+    let (point, expected) =
+        about["points"].as_object().expect("points").iter().next_back().expect("there are some");
+    for (at, digest) in expected["sha256"].as_array().expect("disks").iter().enumerate() {
+        let output = reader.read_with(passphrase, &[store, point, &at.to_string(), name]);
+        assert!(output.status.success(), "{}", said(&output));
+        let bytes = std::fs::read(&file).expect("written");
+        let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, &found, "disk {at}");
     }
 }

@@ -5,7 +5,9 @@
 
 What it writes is kept in the repository: DIRECTORY is orchestrator/crates/ads/tests/fixtures/golden, and the same bytes come
 out each time. `store/` is a store with every kind of object and every version of a restore point; `store.json` says what its
-disks hold. `defects/` has one object each, and `defects.json` says which object it stands for and what a reader must say.
+disks hold. `busy/` is a store that others work with, and `busy.json` says what of it must stay and what may go. `defects/`
+has one object each, and `defects.json` says which object it stands for and what a reader must say. `write_sealed.py` does the
+same for what is encrypted.
 Whoever changes the format has to change this by hand, and see what happens to stores that exist.
 
 Needs Python 3.9 or later, and the package `blake3`.
@@ -89,9 +91,9 @@ def pack(kind, objects, **wrong):
     return data + index + digest + end
 
 
-def tree(blocks, count):
+def tree(blocks, count, name=block_id):
     """The nodes above blocks, given by number, of a disk of so many, children first; and the root."""
-    level, nodes = {at: block_id(plain) for at, plain in blocks.items()}, []
+    level, nodes = {at: name(plain) for at, plain in blocks.items()}, []
     while True:
         above = {}
         for at, child in level.items():
@@ -151,9 +153,9 @@ def point(version, disks, **changes):
     return json.dumps(document, indent=2).encode()
 
 
-def disk(version, number, name, changes=None):
+def disk(version, number, name, changes=None, block_name=block_id):
     size, blocks = DISKS[name]
-    _, root = tree(blocks, -(-size // BLOCK))
+    _, root = tree(blocks, -(-size // BLOCK), block_name)
     counts = dict.fromkeys(("planned", "moved", "zero", "unchanged", "known", "shipped", "sealed", "nodes"), 0)
     document = {
         "vdi": f"5c3b2d1e-0f9a-4b7c-8d6e-00000000000{number}",
@@ -205,6 +207,72 @@ def write_store(root):
     write(root, f"pins/{newest}.json", json.dumps({"created": "2026-11-04T00:00:00Z", "note": "keep"}).encode())
     write(root, "gc/generation.json", json.dumps("7b0f0c57-6f5c-4f0e-8d0b-000000000001").encode())
     return expected
+
+
+LEASE, SERVED = "0b9e6f1a-1f5c-4c3e-8a55-000000000001", "0b9e6f1a-1f5c-4c3e-8a55-000000000002"
+CONDEMNED_AT = 1_793_700_000
+
+
+def as_json(value):
+    return json.dumps(value).encode()
+
+
+def write_pack(root, kind, plains):
+    objects = [block(plain) if kind == BLOCKS else Sealed(node_id(plain), plain) for plain in plains]
+    data = pack(kind, objects)
+    name = blake3(data).hexdigest()
+    write(root, f"packs/{name[:2]}/{name}", data)
+    return name
+
+
+def write_busy(root):
+    """A store in which a job, a client of a server and a collector that died are at work, and that was repaired."""
+    write(root, "config.json", config())
+    size, held = DISKS["system"]
+    kept = write_pack(root, BLOCKS, held.values())
+    write_pack(root, NODES, tree(held, -(-size // BLOCK))[0])
+    points = []
+    for version in (2, 3):
+        data = point(version, [disk(version, 0, "system")])
+        points.append(blake3(data).hexdigest())
+        write(root, f"points/{points[-1]}.json", data)
+
+    # What only a job needs that has not committed yet, and what nobody does.
+    leased = {0: b"held" * 128}
+    nodes, top = tree(leased, 1)
+    uncommitted = [write_pack(root, BLOCKS, leased.values()), write_pack(root, NODES, nodes)]
+    unneeded = write_pack(root, BLOCKS, [b"gone" * 128])
+    lease = {"version": 1, "owner": "a job", "created": "2026-11-03T09:00:00Z", "trees": [{"size": 512, "root": top.hex()}]}
+    for name, counter, record in ((LEASE, 7, lease), (SERVED, 1, {**lease, "owner": "a client", "trees": [], "holder": "ab" * 32})):
+        write(root, f"leases/{name}.json", as_json(record))
+        write(root, f"leases/{name}.counter", str(counter).encode())
+    condemned = {"version": 1, "created": CONDEMNED_AT, "packs": [unneeded, kept], "leases": {LEASE: 7, SERVED: 1}}
+    write(root, "condemned/5b0a3c62-6d0b-4f43-9a7e-000000000001.json", as_json(condemned))
+    # Of a collector that died before he looked who is there.
+    condemned = {"version": 1, "created": CONDEMNED_AT, "packs": [unneeded], "leases": None}
+    write(root, "condemned/5b0a3c62-6d0b-4f43-9a7e-000000000002.json", as_json(condemned))
+    write(root, "gc/generation.json", as_json("7b0f0c57-6f5c-4f0e-8d0b-000000000002"))
+    write(root, "floor.json", as_json({"version": 1, "days": 30}))
+
+    # A pack whose block was saved into another one, and which nobody has removed yet; a point that nobody has a copy of.
+    whole = pack(BLOCKS, [block(held[70])], salt=b"saved")
+    quarantined = blake3(whole).hexdigest()
+    damaged = whole[:20] + b"?" + whole[21:]
+    write(root, f"packs/{quarantined[:2]}/{quarantined}", damaged)
+    write(root, f"quarantine/{quarantined}", damaged)
+    write(root, f"quarantine/{'cd' * 32}.json", b"{")
+    write(root, "quarantine/config.json", config()[:-10])
+    write(root, "quarantine/lost.json", as_json({"version": 1, "points": points[:1]}))
+    return {
+        "kept": kept,
+        "unneeded": unneeded,
+        "uncommitted": uncommitted,
+        "quarantined": quarantined,
+        "lost": points[0],
+        "whole": points[1],
+        "condemned_at": CONDEMNED_AT,
+        "floor_days": 30,
+    }
 
 
 def defects():
@@ -268,6 +336,7 @@ def main(arguments):
     root = Path(arguments[0])
     expected = write_store(root / "store")
     write(root, "store.json", json.dumps(expected, indent=2).encode() + b"\n")
+    write(root, "busy.json", json.dumps(write_busy(root / "busy"), indent=2).encode() + b"\n")
     table = []
     for what, name, data, says in defects():
         file = f"{what}-{name}"
