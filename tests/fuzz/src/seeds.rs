@@ -1,6 +1,9 @@
 //! What a search starts from: for each target a few inputs that are as they should be.
 
-use crate::targets::{some_config, with_right_hash};
+use crate::targets::{
+    a_document, a_run, golden, golden_files, identity_text, sealed, some_config, with_right_hash,
+    with_right_lines, with_right_slot_check, with_right_sums,
+};
 use blocks::{Audit, BadRanges, BlockCount, BlockIndex, ByteCount, ByteOffset, ByteRange};
 use seal::{BlockId, Codec, IdKey, NodeId, PackKind, PackWriter, Sealed, Sealer, Tree, TreeId};
 use serde::Serialize;
@@ -348,6 +351,52 @@ pub(crate) fn collection_records() -> Vec<Vec<u8>> {
         json(3, serde_json::json!(JOB)),
         json(4, serde_json::json!({"note": "before the migration", "created": "2026-11-03T10:00:00Z"})),
     ]
+}
+
+/// The slot of the store that another program made, those that are wrong, and an identity.
+pub(crate) fn key_slots() -> Vec<Vec<u8>> {
+    let slots = golden_files("sealed/keys", "");
+    for slot in &slots {
+        assert!(with_right_slot_check(slot) == *slot, "the check is made as FORMAT.md says");
+    }
+    let wrong = golden_files("sealed-defects", "slot-");
+    let identity = format!("# created\n\n{}\n", identity_text());
+    let slots = slots.iter().chain(&wrong).flat_map(|slot| [tagged(0, slot), tagged(1, slot)]);
+    slots.chain([tagged(2, identity.as_bytes())]).collect()
+}
+
+pub(crate) fn recovery_kits() -> Vec<Vec<u8>> {
+    let kit = golden("sealed-kit.txt");
+    let text = std::str::from_utf8(&kit).expect("text");
+    let digits = |text: &str| text.split_whitespace().collect::<String>();
+    assert_eq!(digits(&with_right_lines(text)), digits(text), "checksums are made as FORMAT.md says");
+    let wrong = golden_files("sealed-defects", "kit-");
+    [&kit].into_iter().chain(&wrong).flat_map(|kit| [tagged(0, kit), tagged(1, kit)]).collect()
+}
+
+pub(crate) fn sealed_points() -> Vec<Vec<u8>> {
+    let document = a_document().to_string();
+    let ours = sealed(document.as_bytes()).expect("it can be encrypted");
+    let points =
+        golden_files("sealed/points", "").into_iter().chain(golden_files("sealed-defects", "point-"));
+    let points: Vec<_> = points.map(|point| tagged(0, &point)).collect();
+    let others = [tagged(0, &ours), tagged(1, document.as_bytes()), tagged(2, &ours)];
+    points.into_iter().chain(others).collect()
+}
+
+pub(crate) fn encrypted_packs() -> Vec<Vec<u8>> {
+    let packs = golden_files("sealed/packs", "");
+    for pack in &packs {
+        assert_eq!(with_right_hash(pack).as_ref(), Some(pack), "the hash is where FORMAT.md says");
+    }
+    let wrong = ["pack-", "clear-pack-"].map(|begin| golden_files("sealed-defects", begin)).concat();
+    packs.into_iter().chain(wrong).collect()
+}
+
+pub(crate) fn index_runs() -> Vec<Vec<u8>> {
+    let run = a_run();
+    assert!(with_right_sums(&run).as_ref() == Some(&run), "sums are where the layout says");
+    vec![run]
 }
 
 /// One of each call, as clients make them.

@@ -124,6 +124,7 @@ macro_rules! targets {
 targets! {
     xenstore_messages xenstore_answers xenstore_requests dhcp_exchanges link_packets boot_settings worker_frames
     orders store_questions store_answers diagnoses cbt_bitmaps packs trees store_files collection_records
+    key_slots recovery_kits sealed_points encrypted_packs index_runs
     served_requests xva_files ova_descriptions vhd_heads pool_answers job_files
 }
 

@@ -6,6 +6,8 @@
 mod appliance;
 mod collection;
 mod diagnosis;
+mod encryption;
+mod index;
 mod pool;
 mod served;
 mod store;
@@ -18,6 +20,12 @@ pub use appliance::{
 pub use collection::collection_records;
 pub(crate) use collection::{golden_packs, some_lease};
 pub use diagnosis::diagnoses;
+pub(crate) use encryption::{
+    a_document, golden, golden_files, identity_text, sealed, with_right_lines, with_right_slot_check,
+};
+pub use encryption::{encrypted_packs, key_slots, recovery_kits, sealed_points};
+pub use index::index_runs;
+pub(crate) use index::{a_run, with_right_sums};
 pub use pool::{job_files, ova_descriptions, pool_answers, vhd_heads, xva_files};
 pub use served::served_requests;
 pub use store::{packs, store_files, trees};

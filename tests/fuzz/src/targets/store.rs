@@ -14,10 +14,12 @@ use std::path::Path;
 
 /// Key of every id here.
 const KEY: [u8; 32] = [7; 32];
-/// Where in a pack's footer the hash ends that stands over the index and the rest of the footer (FORMAT.md).
+/// Where in a pack's footer the hash ends that stands over the tables and the rest of the footer (FORMAT.md).
 const HASH_SIZE: usize = 32;
 /// Where in it the number of blocks stands.
 const ENTRIES: std::ops::Range<usize> = 36..40;
+/// And where the number of segments of the key table, which stands before the index.
+const SEGMENTS: std::ops::Range<usize> = 43..47;
 const ENTRY_SIZE: usize = seal::TRAILER_ENTRY_SIZE;
 /// Children of a node.
 const SLOTS: usize = FAN_OUT as usize;
@@ -51,9 +53,11 @@ pub(crate) fn with_right_hash(pack: &[u8]) -> Option<Vec<u8>> {
     let footer_at = pack.len().checked_sub(TRAILER_FOOTER_SIZE)?;
     let footer = &pack[footer_at..];
     let entries = u32::from_le_bytes(footer[ENTRIES].try_into().ok()?) as usize;
-    let index_at = footer_at.checked_sub(entries.checked_mul(ENTRY_SIZE)?)?;
+    let segments = u32::from_le_bytes(footer[SEGMENTS].try_into().ok()?) as usize;
+    let tables = entries.checked_mul(ENTRY_SIZE)?.checked_add(segments.checked_mul(seal::SEGMENT_SIZE)?)?;
+    let tables_at = footer_at.checked_sub(tables)?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&pack[index_at..footer_at]);
+    hasher.update(&pack[tables_at..footer_at]);
     hasher.update(&footer[HASH_SIZE..]);
     let mut right = pack.to_vec();
     right[footer_at..footer_at + HASH_SIZE].copy_from_slice(hasher.finalize().as_bytes());
