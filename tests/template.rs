@@ -57,7 +57,7 @@ fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
 #[test]
 fn a_template_is_upgraded_while_a_job_runs_on_the_old_one() {
     let Some(lab) = Lab::quick(&[]) else { return };
-    let (slow, quick) = (noisy_vm(&lab, "slow", 10 * MIB), noisy_vm(&lab, "quick", MIB));
+    let (slow, quick) = (noisy_vm(&lab, "slow", 16 * MIB), noisy_vm(&lab, "quick", MIB));
     let old = live(&lab);
     let disk = Inventory::take(&lab).disks_of(&old);
     let mut run = lab.spawn(&["backup", "slow", "--rate-limit", "1MiB/s"]);
