@@ -20,6 +20,7 @@ fn abd(lab: &Lab, passphrase: &str, arguments: &[&str]) -> Output {
 fn backed_up() -> Option<(Lab, Vm)> {
     let lab = Lab::quick(&[])?;
     abd(&lab, PASSPHRASE, &["store", "init", "--encrypt", "--kdf-memory", "1"]).ok();
+    assert_eq!(lab.abd(&["store", "info"]).ok().answer()["encrypted"], true);
     let vm = lab.vm(NAME, &[(6 << 20) + 512, 1 << 20]);
     lab.write(&vm.vdis[0], 0, &noise(1, 300_000));
     lab.write(&vm.vdis[0], 2 << 20, &text(2, 700_000));

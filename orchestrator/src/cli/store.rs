@@ -143,17 +143,23 @@ fn info(path: &Path, report: &Report) -> Result<()> {
     let usage = store.usage();
     let standing = store.standing().map_err(catalog::store_error)?;
     let value = json!({
-        "standing": standing, "store": store.id(), "place": store.dir(), "format": ads::FORMAT_VERSION, "packs": usage.packs,
+        "standing": standing, "store": store.id(), "place": store.dir(), "format": ads::FORMAT_VERSION,
+        "encrypted": store.is_encrypted(), "packs": usage.packs,
         "bytes": usage.bytes, "blocks": usage.blocks, "nodes": usage.nodes, "skipped": usage.skipped,
         "points": points.points.len(), "damaged_points": points.damaged.len(),
         "oldest": points.points.first().map(|stored| &stored.point.created),
         "newest": points.points.last().map(|stored| &stored.point.created),
     });
+    let encrypted = match store.is_encrypted() {
+        true => "yes; `abd store key list` says what opens it",
+        false => "no",
+    };
     report.answer(&value, || {
         let mut lines = vec![
             ("place", store.dir().display().to_string()),
             ("id", store.id().to_string()),
             ("format", format!("version {}", ads::FORMAT_VERSION)),
+            ("encrypted", encrypted.to_owned()),
             ("packs", format!("{}, {}", usage.packs, usage.bytes)),
             ("blocks", format!("{} distinct, and {} tree nodes", usage.blocks, usage.nodes)),
             ("points", described(&points)),
