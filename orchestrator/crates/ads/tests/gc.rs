@@ -75,6 +75,9 @@ fn id_of(point: &ads::RestorePoint) -> PointId {
     blake3::hash(&bytes).to_hex().parse().unwrap()
 }
 
+/// Collections that may come in between.
+const REPAIRS: usize = 12;
+
 struct World {
     memory: Arc<Memory>,
     turns: Arc<Turns>,
@@ -175,11 +178,14 @@ impl World {
             bytes[12] ^= 1;
             self.memory.put(&key, &bytes)?;
         }
-        match store.repair(RepairOptions::default(), None, &|_| ()) {
-            // A collector was faster with the damaged pack.
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other.map(drop),
+        for _ in 0..REPAIRS {
+            match store.repair(RepairOptions::default(), None, &|_| ()) {
+                // A collector was faster with a pack that was damaged, or condemned: whoever repairs begins again.
+                Err(error) if error.is_not_found() => store.refresh()?,
+                other => return other.map(drop),
+            }
         }
+        panic!("a repair never comes to its end")
     }
 
     fn collect(&self, store: &Arc<Store>, day: u64) -> Result<GcReport, Error> {
