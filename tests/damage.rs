@@ -80,7 +80,10 @@ fn a_store_is_read_in_turns_that_go_on_where_the_last_one_stopped() {
         let output = lab.abd(&["verify", "--rotate", "3"]).ok();
         let part = &output.answer()["part"];
         assert_eq!((&part["resumed"], output.answer()["packs"].as_u64()), (&false.into(), Some(packs(part))));
-        assert_eq!(part["all_read_since"].is_null(), turn < 3, "{part}");
+        // A turn reads a little more than its share, so that two may do; three always do.
+        if turn != 2 {
+            assert_eq!(part["all_read_since"].is_null(), turn < 2, "{part}");
+        }
         read += packs(part);
         assert!(packs(part) > 0 && packs(part) < part["of"].as_u64().expect("a count"), "{part}");
     }
