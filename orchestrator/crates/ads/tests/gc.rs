@@ -541,6 +541,24 @@ fn who_reads_goes_on_where_the_pack_that_he_knew_is_gone() {
     }
 }
 
+/// Who collected goes on with the store that he had open: what he removed is no damage.
+#[test]
+fn after_a_collection_the_same_process_checks_and_counts_what_is_left() {
+    let memory = Arc::new(Memory::default());
+    let store = Arc::new(Store::init_on(memory.clone()).unwrap());
+    // The first packs go, and the later numbers stay.
+    let old = support::backup(&store, "a", &disk(None, &mut Draw(5))).unwrap();
+    let kept = disk(None, &mut Draw(6));
+    support::backup(&store, "b", &kept).unwrap();
+    store.remove_point(old).unwrap();
+    assert!(store.collect(&options(0), &|_, _| {}).unwrap().removed > 0);
+    let report = store.verify(&Scope::All, Depth::EveryByte, &|_| {}).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    let counted = store.statistics(&|_, _| {}).unwrap();
+    let fresh = alone(&memory, &[]).statistics(&|_, _| {}).unwrap();
+    assert_eq!((counted.stored, counted.unreached), (fresh.stored, fresh.unreached));
+}
+
 #[test]
 fn a_store_in_which_something_needed_is_missing_is_not_cleaned() {
     let memory = Arc::new(Memory::default());

@@ -11,7 +11,7 @@ use crate::Error;
 use blocks::ByteCount;
 use rayon::prelude::*;
 use seal::{PackKind, TAG_SIZE};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What a store holds, and for whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -244,11 +244,16 @@ impl Store {
 
     /// Sizes of all objects by pack and place in it, and how many packs could not be read.
     fn sizes(&self) -> (AllSizes, u64) {
-        let count = u32::try_from(self.packs.totals().0).unwrap_or(u32::MAX);
+        let there: HashSet<u32> = self.packs.numbers().into_iter().collect();
+        // Those that a collector removed since the store was opened have numbers too.
+        let numbers = 0..there.iter().max().map_or(0, |last| last + 1);
         let less_one = |size: u32| u16::try_from(size.saturating_sub(1)).unwrap_or(u16::MAX);
-        let sizes: Vec<Option<(u64, Vec<Sizes>)>> = (0..count)
+        let sizes: Vec<Option<(u64, Vec<Sizes>)>> = numbers
             .into_par_iter()
             .map(|number| {
+                if !there.contains(&number) {
+                    return Some((0, Vec::new()));
+                }
                 let index = self.packs.index_of(number).ok()?;
                 let tag = if index.cipher.is_some() { TAG_SIZE as u32 } else { 0 };
                 let sizes = |entry: &seal::Entry| {

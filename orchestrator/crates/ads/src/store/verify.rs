@@ -216,8 +216,8 @@ impl Check<'_> {
     }
 
     fn all_packs(&self) -> Vec<u32> {
-        let (count, _) = self.store.packs.totals();
-        (0..u32::try_from(count).expect("pack numbers are u32")).collect()
+        // Those that a collector removed since the store was opened have numbers too.
+        self.store.packs.numbers()
     }
 
     /// Every pack that a disk needs, as far as its tree can be walked.
