@@ -1,7 +1,7 @@
 //! What others send to a store through `abd serve`: nothing is believed, and nothing is kept that is not whole.
 
 use super::gc::LookFor;
-use super::points::{MAX_POINT_SIZE, PointDisk, PointId, RestorePoint, parse_point, point_key};
+use super::points::{MAX_POINT_SIZE, PointDisk, PointId, RestorePoint, parse_point};
 use super::{Store, time};
 use crate::backend::pack_key;
 use crate::{Error, ErrorKind, PackReceipt};
@@ -56,15 +56,7 @@ impl Store {
         for disk in &point.disks {
             self.prove_disk(&point, disk)?;
         }
-        let key = point_key(id);
-        if let Err(error) = self.backend.put(&key, bytes) {
-            // The last step may have failed after the name was given: then what failed must not exist.
-            if self.backend.head(&key)?.is_some() {
-                self.backend.delete(&key)?;
-            }
-            return Err(error);
-        }
-        Ok(())
+        self.write_point(id, bytes)
     }
 
     fn prove_disk(&self, point: &RestorePoint, disk: &PointDisk) -> Result<(), Error> {

@@ -284,17 +284,23 @@ impl Store {
         }
         let id = PointId::of(&bytes);
         self.check_unchanged()?;
+        self.write_point(id, &bytes)?;
+        Ok(id)
+    }
+
+    /// Writes a point that was checked, or leaves what was there.
+    pub(super) fn write_point(&self, id: PointId, bytes: &[u8]) -> Result<(), Error> {
         let key = point_key(id);
         let known = self.read_point(&key).is_ok();
         // Also where it is known: who wrote it may have died before it was durable.
-        if let Err(error) = self.backend.put(&key, &bytes) {
+        if let Err(error) = self.backend.put(&key, bytes) {
             // The last step may have failed after the name was given: then what failed must not exist.
             if !known && self.backend.head(&key)?.is_some() {
                 self.backend.delete(&key)?;
             }
             return Err(error);
         }
-        Ok(id)
+        Ok(())
     }
 
     /// Refuses a store that is not the one that was opened: its file system was mounted anew, or two programs made one
